@@ -1,0 +1,79 @@
+"""Heads: from a pooled feature to the logits of one target."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearHead(nn.Module):
+    """Standardise with fixed statistics, then one linear layer that starts at zero.
+
+    Args:
+        width: Size of the pooled feature.
+        outputs: Number of logits.
+        dropout: Probability of dropping a standardised feature.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, outputs: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, outputs)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def standardise(self, features: Tensor) -> None:
+        """Take mean and spread per channel from training features [N, width]."""
+        self.mean.copy_(features.mean(dim=0))
+        # A channel that never moves in training carries nothing; it must not explode in test.
+        spread = features.std(dim=0, correction=0)
+        self.scale.copy_(torch.where(spread > 1e-6, 1.0 / spread.clamp_min(1e-6), 0.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [B, outputs] of pooled features [B, width]."""
+        return self.linear(self.dropout((features - self.mean) * self.scale))
+
+
+class NeighbourHead(nn.Module):
+    """Weighted k nearest neighbours by cosine similarity (Wu et al., CVPR 2018; DINO, 2021).
+
+    A training sample with similarity s votes with weight exp(s / temperature).
+
+    Args:
+        neighbours: How many of the nearest training samples vote (k).
+        temperature: 0.07 in both papers.
+    """
+
+    features: Tensor
+    targets: Tensor
+
+    def __init__(self, width: int, outputs: int, neighbours: int, temperature: float) -> None:
+        super().__init__()
+        self.neighbours = neighbours
+        self.temperature = temperature
+        self.register_buffer("features", torch.zeros(0, width))
+        self.register_buffer("targets", torch.zeros(0, outputs))
+
+    def remember(self, features: Tensor, targets: Tensor) -> None:
+        """Keep training features [N, width] and what each votes for [N, outputs].
+
+        A target that is NaN (unknown) casts no vote.
+        """
+        self.features = nn.functional.normalize(features, dim=1)
+        self.targets = targets
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Weighted mean of the neighbours' targets [B, outputs], each in its own unit."""
+        similarity = nn.functional.normalize(features, dim=1) @ self.features.T
+        k = min(self.neighbours, self.features.shape[0])
+        nearest, index = similarity.topk(k, dim=1)
+        votes = self.targets[index]
+        weight = (nearest / self.temperature).softmax(dim=1).unsqueeze(-1) * ~votes.isnan()
+        total = weight.sum(dim=1)
+        mean = (weight * votes.nan_to_num()).sum(dim=1) / total.clamp_min(1e-12)
+        return torch.where(total > 0, mean, self.targets.nanmean(dim=0))

@@ -1,0 +1,98 @@
+"""Classification and regression on the pooled feature of a backbone."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+TargetKind = Literal["binary", "multiclass", "multilabel", "ordinal", "continuous"]
+
+
+class Encoder(Protocol):
+    """What turns a batch into pooled features [B, width]."""
+
+    def __call__(self, **inputs: Tensor) -> Tensor: ...
+
+
+class Classifier(nn.Module):
+    """An encoder, a head and the loss of one kind of target.
+
+    Args:
+        encoder: Module from batch keywords to pooled features [B, width].
+        head: Module from pooled features to raw outputs [B, outputs].
+        kind: What the target is; it decides loss and shape (see :func:`target_loss`).
+        centre: Mean of a continuous target in training, in its own unit.
+        spread: Standard deviation of a continuous target in training.
+        label_smoothing: Share of the probability spread over all classes (multiclass, ordinal).
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        kind: TargetKind,
+        *,
+        centre: float = 0.0,
+        spread: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.kind: TargetKind = kind
+        self.label_smoothing = label_smoothing
+        self.register_buffer("centre", torch.tensor(centre))
+        self.register_buffer("spread", torch.tensor(spread))
+
+    def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> dict[str, Tensor]:
+        """Logits, and the loss where labels are given.
+
+        Args:
+            labels: Integer [B] (binary, multiclass, ordinal), float [B, C] with NaN for unknown
+                (multilabel), float [B] (continuous).
+            **inputs: What the encoder takes.
+
+        Returns:
+            `logits`: [B] (binary, continuous in standardised units) or [B, C]; `loss`: scalar.
+        """
+        logits = self.head(self.encoder(**inputs))
+        if self.kind in ("binary", "continuous"):
+            logits = logits.squeeze(-1)
+        outputs = {"logits": logits}
+        if labels is not None:
+            if self.kind == "continuous":
+                labels = (labels - self.centre) / self.spread
+            outputs["loss"] = target_loss(self.kind, logits, labels, self.label_smoothing)
+        return outputs
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute the network's activations in the backward pass."""
+        self.encoder.gradient_checkpointing_enable()
+
+
+def target_loss(
+    kind: TargetKind, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Mean loss: cross-entropy, or squared error for a continuous target; unknowns masked out.
+
+    Args:
+        kind: What the target is.
+        logits: [B] for binary and continuous, else [B, C].
+        labels: As in :meth:`Classifier.forward`, continuous ones standardised.
+        label_smoothing: For multiclass and ordinal.
+    """
+    logits = logits.float()
+    if kind == "continuous":
+        return functional.mse_loss(logits, labels.float())
+    if kind == "binary":
+        return functional.binary_cross_entropy_with_logits(logits, labels.float())
+    if kind == "multilabel":
+        known = ~labels.isnan()
+        loss = functional.binary_cross_entropy_with_logits(
+            logits, labels.nan_to_num().float(), reduction="none"
+        )
+        return (loss * known).sum() / known.sum().clamp_min(1)
+    return functional.cross_entropy(logits, labels.long(), label_smoothing=label_smoothing)
