@@ -1,3 +1,34 @@
-"""galenic fits biomedical foundation models to patients."""
+"""galenic fits biomedical foundation models to patients.
+
+    cohort = galenic.Cohort.open("cohort.csv")
+    run = galenic.run("ssf", "cohort.csv", backbone="facebook/dinov2-small")
+    run.metrics["auroc"]
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from galenic.data.cohort import Cohort
+    from galenic.launch import compare, run
+    from galenic.models.backbone import open_backbone
+
+_HOMES = {
+    "Cohort": "galenic.data.cohort",
+    "compare": "galenic.launch",
+    "open_backbone": "galenic.models.backbone",
+    "run": "galenic.launch",
+}
+
+__all__ = ["Cohort", "__version__", "compare", "open_backbone", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: `galenic ls` must not wait for torch.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'galenic' has no attribute '{name}'")

@@ -1,0 +1,101 @@
+"""Tuners: what of a backbone is trained.
+
+Each module here is one method with a `Config`, `CAPABILITIES`, and
+`attach(backbone, config)`, which changes `backbone.network` so that exactly the declared
+tensors train. This file imports neither torch nor peft: `galenic ls` reads capabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from galenic.core.config import Config, parse
+from galenic.core.errors import ConfigError
+from galenic.core.registry import load as load_module
+
+if TYPE_CHECKING:
+    from galenic.models.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a tuner can do; the docs and the contract tests read the same declaration.
+
+    Attributes:
+        paper: Authors, title, year and identifier; '' for a plain baseline.
+        mergeable: Whether the trained tensors fold into the backbone.
+        exact_unmerge: Whether unmerging gives back every bit.
+        identity_at_start: Whether the output is the backbone's before the first step.
+        enters: Families of networks that the method can enter.
+        gaps: What it cannot do, and why.
+    """
+
+    paper: str
+    mergeable: bool
+    exact_unmerge: bool
+    identity_at_start: bool
+    enters: tuple[str, ...]
+    gaps: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_tuner(values: Mapping[str, Any]) -> Config:
+    """The typed configuration in `values`, whose key `method` names the tuner.
+
+    Raises:
+        ConfigError: If the method or a key is unknown (naming the nearest) or a value is wrong.
+    """
+    method = values.get("method")
+    if not isinstance(method, str):
+        raise ConfigError(
+            f"Key 'tuner.method' got {method!r}.",
+            where="tuner",
+            expected="the name of a tuner, for example method: ssf",
+        )
+    kind = load_module(__name__, method).Config
+    return parse(kind, {**values, "method": kind.model_fields["method"].default}, "tuner")
+
+
+def capabilities(method: str) -> Capabilities:
+    """What the tuner `method` declares."""
+    declared: Capabilities = load_module(__name__, method).CAPABILITIES
+    return declared
+
+
+def attach(backbone: Backbone, config: Config) -> None:
+    """Change `backbone.network` so that exactly the tensors of this tuner train.
+
+    Raises:
+        BackboneError: If the method cannot enter the network; says what was looked for.
+        ConfigError: If a value does not fit the network (a rank too high, say).
+    """
+    load_module(__name__, _method(config)).attach(backbone, config)
+
+
+def save(backbone: Backbone, config: Config, folder: Path) -> None:
+    """Write the trained tensors of `backbone` to the new `folder`.
+
+    peft methods are written in peft's layout (`adapter_config.json`,
+    `adapter_model.safetensors`), the others as `tensors.safetensors`; both with `tuner.json`.
+    """
+    from galenic.tuners import _store
+
+    _store.save(backbone, config, folder)
+
+
+def load(backbone: Backbone, config: Config, folder: Path) -> None:
+    """Attach `config` to `backbone` where that is not done yet, and read what `save` wrote.
+
+    Raises:
+        WeightsError: If the folder belongs to another backbone or method, or a tensor is
+            missing, extra, or of another shape; each is named.
+    """
+    from galenic.tuners import _store
+
+    _store.load(backbone, config, folder)
+
+
+def _method(config: Config) -> str:
+    return str(getattr(config, "method", ""))

@@ -1,0 +1,1 @@
+"""Measurements of galenic against its peers; `make bench` runs them."""

@@ -1,0 +1,81 @@
+"""Six recipes with a wholly or partly frozen backbone: one compare against six lone runs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.harness import alternate, write_result
+from galenic import launch
+
+DATA = "sample:icd10"
+LAST = ["tuner.last_blocks=1"]
+ARMS = ["knn", "linear", "bitfit", "lora", "ssf", "ia3"]
+TUNED = ARMS[2:]
+
+
+def recipes(folder: Path) -> list[str]:
+    """The six recipes; the tuned ones enter the last block only."""
+    from galenic.core.config import dump_yaml, merge
+    from galenic.core.recipes import open_recipe
+
+    found = []
+    for name in ARMS:
+        recipe = open_recipe(name).model_dump(mode="json")
+        if name in TUNED:
+            recipe = merge(recipe, {"config": {"tuner": {"last_blocks": 1}}})
+        path = folder / f"{name}.yaml"
+        path.write_text(dump_yaml(recipe))
+        found.append(str(path))
+    return found
+
+
+def predictions(path: Path) -> pd.DataFrame:
+    """Scores of one run, in a fixed order."""
+    table = pd.read_parquet(path / "predictions.parquet")
+    return table.sort_values(["split", "row"], kind="stable").reset_index(drop=True)
+
+
+def main() -> None:
+    """Measure, check that both sides predict the same, write the result."""
+    work = Path(tempfile.mkdtemp())
+    files = recipes(work)
+    kept: dict[str, dict[str, pd.DataFrame]] = {}
+
+    def together() -> None:
+        out = Path(tempfile.mkdtemp(dir=work))
+        done = launch.compare(files, DATA, out=out)
+        kept["ours"] = {name: predictions(done.path / "arms" / name) for name in ARMS}
+
+    def one_by_one() -> None:
+        out = Path(tempfile.mkdtemp(dir=work))
+        kept["peer"] = {
+            name: predictions(launch.run(file, DATA, out=out, cache=False).path)
+            for name, file in zip(ARMS, files, strict=True)
+        }
+
+    times = alternate(together, one_by_one, rounds=5, warmup=0)
+    gap = max(
+        (kept["ours"][name].filter(like="score") - kept["peer"][name].filter(like="score"))
+        .abs()
+        .to_numpy()
+        .max()
+        for name in ARMS
+    )
+    write_result(
+        name="compare_cache",
+        unit="s",
+        times=times,
+        peer={"name": "the same six recipes run one by one without the cache", "version": "0.1.0"},
+        reach="at most 1/3",
+        met=lambda ratio: ratio <= 1 / 3,
+        same_result=f"largest difference of any predicted probability: {gap:.1e}",
+    )
+    shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

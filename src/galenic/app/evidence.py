@@ -1,0 +1,306 @@
+"""`galenic evidence SLUG`: put the claim of a paper to the test, and write down what came out."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from galenic import launch
+from galenic.core.config import Config, load_yaml, parse
+from galenic.core.errors import ConfigError, nearest
+from galenic.core.files import atomic_json, atomic_write
+
+# Two-sided 95 % points of Student's t by degrees of freedom, for means over few seeds.
+STUDENT = {
+    1: 12.706,
+    2: 4.303,
+    3: 3.182,
+    4: 2.776,
+    5: 2.571,
+    6: 2.447,
+    7: 2.365,
+    8: 2.306,
+    9: 2.262,
+}
+PACKAGES = ("galenic", "torch", "transformers", "peft", "numpy", "scikit-learn")
+
+
+class Arm(Config):
+    """One column of an experiment."""
+
+    name: str
+    role: Literal["method", "baseline", "ablation", "control"]
+    recipe: str
+    overrides: list[str] = []
+
+
+class Data(Config):
+    """One real cohort."""
+
+    name: str
+    source: str = Field(description="sample:NAME, or a manifest below GALENIC_DATA.")
+    real: bool = True
+    license: str
+    columns: dict[str, Any] = {}
+    overrides: list[str] = []
+
+
+class Expectation(Config):
+    """The claim as an inequality: `a` is better than `b`."""
+
+    a: str
+    b: str
+
+
+class Experiment(Config):
+    """What `evidence/SLUG.yaml` says."""
+
+    slug: str
+    claim: str
+    data: list[Data]
+    backbone: dict[str, str]
+    metric: str
+    seeds: list[int] = Field(min_length=3)
+    arms: list[Arm]
+    expect: list[Expectation]
+    control_ceiling: float = Field(description="The control must stay below this value.")
+    note: str = ""
+
+
+def run_experiment(slug: str, folder: Path, data_root: Path) -> Path:
+    """Run every arm on every seed, and write `results/SLUG.json` below `folder`.
+
+    Args:
+        slug: Name of the method.
+        folder: Holds `SLUG.yaml`.
+        data_root: Where manifests of the data sets lie.
+
+    Raises:
+        ConfigError: If there is no such experiment.
+    """
+    path = folder / f"{slug}.yaml"
+    if not path.is_file():
+        known = [found.stem for found in folder.glob("*.yaml")]
+        raise ConfigError(f"There is no experiment '{slug}'. {nearest(slug, known)}".strip())
+    experiment = parse(Experiment, load_yaml(path), where=path.name)
+    out = Path(tempfile.mkdtemp(prefix="galenic-evidence-"))
+    try:
+        result = _measure(experiment, out, data_root)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    target = folder / "results" / f"{slug}.json"
+    target.parent.mkdir(exist_ok=True)
+    atomic_json(target, result)
+    return target
+
+
+def _measure(experiment: Experiment, out: Path, data_root: Path) -> dict[str, Any]:
+    runs: dict[tuple[str, str], list[Any]] = {}
+    for data in experiment.data:
+        source = data.source if ":" in data.source else str(data_root / data.source)
+        for arm in experiment.arms:
+            for seed in experiment.seeds:
+                done = launch.run(
+                    arm.recipe,
+                    source,
+                    overrides=[*data.overrides, *arm.overrides],
+                    columns=data.columns,
+                    seed=seed,
+                    out=out,
+                )
+                runs.setdefault((data.name, arm.name), []).append(
+                    (done.read_json("metrics.json"), done.read_json("cost.json"), done.provenance)
+                )
+                shutil.rmtree(done.path)
+    single = len(experiment.data) == 1
+    arms = [
+        _arm_row(arm, runs[data.name, arm.name], "" if single else data.name)
+        for data in experiment.data
+        for arm in experiment.arms
+    ]
+    comparisons = [
+        _difference(experiment, pair, runs, data.name, single)
+        for data in experiment.data
+        for pair in experiment.expect
+    ]
+    control = [row for row in arms if row["role"] == "control"]
+    verdict, because = _verdict(experiment, comparisons, control)
+    return {
+        "slug": experiment.slug,
+        "claim": experiment.claim,
+        "command": f"galenic evidence {experiment.slug}",
+        "versions": _versions(),
+        "data": [_data_row(data, runs, experiment) for data in experiment.data],
+        "backbone": dict(experiment.backbone),
+        "seeds": experiment.seeds,
+        "metric": experiment.metric,
+        "arms": arms,
+        "comparisons": comparisons,
+        "verdict": verdict,
+        "because": because,
+        "note": experiment.note,
+    }
+
+
+def mean_interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds with Student's 95 % interval."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return {"value": mean, "low": math.nan, "high": math.nan, "per_seed": list(values)}
+    half = STUDENT.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"value": mean, "low": mean - half, "high": mean + half, "per_seed": list(values)}
+
+
+def _arm_row(arm: Arm, runs: Sequence[Any], data: str) -> dict[str, Any]:
+    names = runs[0][0]["test"]
+    metrics = {
+        name: mean_interval([metrics["test"][name]["value"] for metrics, _, _ in runs])
+        for name in names
+    }
+    costs = [cost for _, cost, _ in runs]
+    row = {"name": arm.name, "role": arm.role, "metrics": metrics}
+    row |= {
+        key: statistics.fmean(cost[key] for cost in costs)
+        for key in ("trainable_share", "peak_memory_mb", "seconds")
+    }
+    return row | ({"data": data} if data else {})
+
+
+def _difference(
+    experiment: Experiment,
+    pair: Expectation,
+    runs: Mapping[tuple[str, str], Sequence[Any]],
+    data: str,
+    single: bool,
+) -> dict[str, Any]:
+    metric = experiment.metric
+
+    def values(name: str) -> list[float]:
+        return [metrics["test"][metric]["value"] for metrics, _, _ in runs[data, name]]
+
+    gaps = [x - y for x, y in zip(values(pair.a), values(pair.b), strict=True)]
+    interval = mean_interval(gaps)
+    row = {"a": pair.a, "b": pair.b, "metric": metric, "difference": interval["value"]}
+    row |= {"low": interval["low"], "high": interval["high"]}
+    return row | ({} if single else {"data": data})
+
+
+def _verdict(
+    experiment: Experiment,
+    comparisons: Sequence[Mapping[str, Any]],
+    control: Sequence[Mapping[str, Any]],
+) -> tuple[str, str]:
+    for row in control:
+        value = row["metrics"][experiment.metric]["value"]
+        if value > experiment.control_ceiling:
+            return "undecided", f"The control '{row['name']}' reached {value:.3f}: a leak."
+    against = [row for row in comparisons if row["high"] < 0]
+    for_it = [row for row in comparisons if row["low"] > 0]
+    words = "; ".join(
+        f"{row['a']} - {row['b']}{' on ' + row['data'] if 'data' in row else ''}: "
+        f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        for row in comparisons
+    )
+    if against:
+        return "does_not_hold", words
+    return ("holds" if len(for_it) == len(comparisons) else "undecided"), words
+
+
+def _data_row(data: Data, runs: Mapping[Any, Any], experiment: Experiment) -> dict[str, Any]:
+    described = runs[data.name, experiment.arms[0].name][0][2]["data"]
+    return {
+        "name": data.name,
+        "real": data.real,
+        "samples": described["n"],
+        "groups": described["patients"],
+        "license": data.license,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def evidence_page(results: Sequence[Mapping[str, Any]]) -> str:
+    """`docs/evidence.md` from all results."""
+    lines = [
+        "# Evidence",
+        "",
+        "Each recipe's claim, put to the test here. This page is generated by `make evidence`",
+        "from `evidence/results/`. Intervals are 95 %, Student's t over seeds.",
+        "",
+        *summary_table(results),
+    ]
+    for result in results:
+        lines += ["", f"## {result['slug']}", "", result["claim"], ""]
+        for data in result["data"]:
+            lines.append(
+                f"- Data: {data['name']}, {data['samples']} samples of {data['groups']} groups "
+                f"({'real' if data['real'] else 'synthetic'}; {data['license']})."
+            )
+        backbone = result["backbone"]
+        lines.append(f"- Backbone: {backbone['name']}, pre-trained on {backbone['pretrained_on']}.")
+        lines.append(f"- Seeds: {', '.join(map(str, result['seeds']))}. `{result['command']}`")
+        lines.append(f"- Verdict: **{result['verdict'].replace('_', ' ')}**. {result['because']}")
+        if result.get("note"):
+            lines.append(f"- {result['note']}")
+        lines += ["", *_arm_table(result)]
+    return "\n".join(lines) + "\n"
+
+
+def summary_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a method: claim and verdict."""
+    lines = ["| method | data | measured | verdict |", "| --- | --- | --- | --- |"]
+    for result in results:
+        method = next(arm for arm in result["arms"] if arm["role"] == "method")
+        estimate = method["metrics"][result["metric"]]
+        names = ", ".join(data["name"] for data in result["data"])
+        lines.append(
+            f"| {result['slug']} | {names} | {result['metric'].replace('_', ' ')} "
+            f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}] "
+            f"| {result['verdict'].replace('_', ' ')} |"
+        )
+    return lines
+
+
+def _arm_table(result: Mapping[str, Any]) -> list[str]:
+    metric = result["metric"]
+    several = any("data" in arm for arm in result["arms"])
+    lines = [
+        f"| {'data | ' if several else ''}arm | role | {metric.replace('_', ' ')} "
+        "| trainable | memory MB | seconds |",
+        "| --- " * (7 if several else 6) + "|",
+    ]
+    for arm in result["arms"]:
+        value = arm["metrics"][metric]
+        lines.append(
+            f"| {arm['data'] + ' | ' if several else ''}{arm['name']} | {arm['role']} "
+            f"| {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] "
+            f"| {arm['trainable_share']:.3%} | {arm['peak_memory_mb']:.0f} | {arm['seconds']:.1f} |"
+        )
+    return lines
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Generate `page` from `folder/results`."""
+    import json
+
+    results = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((folder / "results").glob("*.json"))
+    ]
+    atomic_write(page, evidence_page(results))

@@ -1,0 +1,183 @@
+"""What the command line prints: tables where a person reads, plain lines where a program does."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from galenic.core.errors import GalenicError
+
+if TYPE_CHECKING:
+    from galenic.app.keys import Key
+    from galenic.core.recipes import Recipe
+    from galenic.core.run import Run
+
+# Into a pipe or a file there is no width to fit; 80 would cut what a person greps for.
+PIPE_WIDTH = 160
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for stdout or stderr."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False)
+
+
+def error(fault: GalenicError) -> None:
+    """Print a fault to stderr: a panel on a terminal, plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        sys.stderr.write(f"error: {fault.message}\n")
+        return
+    from rich.panel import Panel
+
+    body = Text(fault.found)
+    for name, text in (
+        ("where", fault.where),
+        ("expected", fault.expected),
+        ("next", fault.next_step),
+    ):
+        if text:
+            body.append(f"\n{name}: ", style="bold")
+            body.append(text)
+    title = Text(type(fault).__name__.removesuffix("Error") or "Galenic", style="bold red")
+    console(stderr=True).print(Panel(body, title=title, title_align="left", border_style="red"))
+
+
+def recipes(found: Sequence[Recipe]) -> None:
+    """Print the table of recipes."""
+    table = _table("recipe", "family", "works on", "what it does", "paper")
+    table.columns[0].style = "bold"
+    for column in table.columns[:2]:
+        column.no_wrap = True
+    for recipe in found:
+        about = recipe.about
+        table.add_row(
+            recipe.recipe,
+            about.family,
+            " ".join(about.modalities),
+            about.summary or recipe.title,
+            about.paper,
+        )
+    console().print(table)
+
+
+def keys(found: Sequence[Key]) -> None:
+    """Print the keys of a config."""
+    table = _table("key", "type", "value", "default", "meaning")
+    for key in found:
+        value = Text(key.value, style="bold" if key.changed else "")
+        table.add_row(Text(key.name), Text(key.type), value, Text(key.default), Text(key.doc))
+    out = console()
+    out.print("\nKeys; override any with KEY=VALUE:")
+    out.print(table)
+
+
+def metrics(made: Run) -> None:
+    """Print the test metrics of a run with their intervals."""
+    document = made.read_json("metrics.json")
+    table = _table("metric", "test", "interval")
+    for name, values in document["test"].items():
+        style = "bold" if name == document.get("main") else ""
+        table.add_row(Text(name, style=style), number(values.get("value")), interval(values))
+    console().print(table)
+
+
+def leaderboard(board: Mapping[str, Any]) -> None:
+    """Print the leaderboard of a comparison."""
+    metric = str(board["metric"])
+    table = _table("", "recipe", metric, "interval", "trainable", "memory", "time")
+    for column in table.columns[2:]:
+        column.justify = "right"
+        column.no_wrap = True
+    for place, row in enumerate(board["rows"], start=1):
+        values, cost = row["metrics"][metric], row["cost"]
+        table.add_row(
+            str(place),
+            Text(row["recipe"], style="bold" if row.get("pareto") else ""),
+            number(values.get("value")),
+            interval(values),
+            share(cost.get("trainable_share")),
+            f"{number(cost.get('peak_memory_mb'), '.0f')} MB",
+            f"{number(cost.get('seconds'), '.1f')} s",
+        )
+    out = console()
+    out.print(table)
+    for difference in board.get("differences", []):
+        out.print(
+            Text(
+                f"{difference['a']} - {difference['b']}: {number(difference.get('value'), '+.3f')}"
+                f" {interval(difference, '+.3f')}, p = {number(difference.get('p'))}"
+            )
+        )
+    for name, message in board.get("failed", {}).items():
+        out.print(Text(f"{name} failed: {message}", style="red"))
+
+
+def findings(source: str, report: Any) -> None:
+    """Print what `galenic check` found."""
+    out = console()
+    for name, value in dict(report.facts).items():
+        out.print(Text.assemble((f"{name}: ", "bold"), _short(value)))
+    for finding in report.findings:
+        rows = list(finding.rows or [])
+        where = f"  rows {_some(rows)}" if rows else ""
+        level = (f"{finding.level:8}", _STYLES.get(finding.level, ""))
+        out.print(Text.assemble(level, (f"{finding.code}  ", "bold"), finding.message, where))
+    counts = {level: sum(f.level == level for f in report.findings) for level in _STYLES}
+    summary = ", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items())
+    out.print(Text(f"{source}: {summary}"))
+
+
+def diagnosis(found: Mapping[str, Any]) -> None:
+    """Print what `galenic doctor` found."""
+    out = console()
+    for section, values in found.items():
+        out.print(Text(section, style="bold"))
+        for name, value in values.items():
+            good = not str(value).startswith("missing")
+            out.print(Text(f"  {name:24} {value}", style="" if good else "yellow"))
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """A number, or a dash where there is none."""
+    return "-" if value is None or value != value else format(value, form)
+
+
+def interval(values: Mapping[str, Any], form: str = ".3f") -> str:
+    """`[low, high]` of an estimate."""
+    return f"[{number(values.get('low'), form)}, {number(values.get('high'), form)}]"
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage, with enough digits for a small one."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.3g} %"
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _some(rows: Sequence[Any], count: int = 8) -> str:
+    shown = ", ".join(str(row) for row in rows[:count])
+    return shown + (f", ... ({len(rows)} in all)" if len(rows) > count else "")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return _some(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

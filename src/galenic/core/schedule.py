@@ -1,0 +1,34 @@
+"""How long, how fast, on what precision: the numbers of a training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from galenic.core.config import Config
+
+
+class Schedule(Config):
+    """Of AdamW with warm-up and cosine decay."""
+
+    epochs: float = Field(10, gt=0, description="Passes over the training samples.")
+    max_steps: int | None = Field(None, ge=1, description="Optimiser steps at most.")
+    batch_size: int = Field(32, ge=1, description="Samples a step and device.")
+    eval_batch_size: int = Field(64, ge=1)
+    accumulate: int = Field(1, ge=1, description="Batches summed before a step.")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    min_lr: float = Field(0.0, ge=0, description="Where the cosine ends.")
+    warmup: float = Field(0.1, ge=0, description="Share of the steps if below 1, else steps.")
+    weight_decay: float = Field(0.05, ge=0, description="Not on biases, norms or scales.")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="Rate factor a layer downwards.")
+    clip_norm: float | None = Field(1.0, gt=0, description="Largest gradient norm.")
+    balance: bool = Field(False, description="Draw every class equally often.")
+    patience: int | None = Field(None, ge=1, description="Epochs without a better validation.")
+    keep_best: bool = Field(True, description="End on the best epoch, not on the last.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, else fp32."
+    )
+    gradient_checkpointing: bool = False
+    workers: int = Field(0, ge=0, description="Processes that load samples.")
+    checkpoint_steps: int | None = Field(None, ge=1, description="None: after each epoch.")

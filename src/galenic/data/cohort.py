@@ -1,0 +1,289 @@
+"""The cohort: who the data is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from galenic.core import registry
+from galenic.core.errors import DataError
+from galenic.core.fingerprint import fingerprint_bytes
+from galenic.data import manifest
+from galenic.data.labels import LabelKind, LabelSpec, encode, infer
+from galenic.data.readers import read
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SAMPLE = "sample:"
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Samples of patients, one row a sample; nothing is read before it is asked for.
+
+    Attributes:
+        table: The manifest.
+        root: Paths in the manifest are relative to it.
+        inputs: Modality by input column; a plain table is one input named `table`.
+        label: What is to be predicted, if anything.
+        patient_ids: An integer code a row; equal codes, same patient.
+        name: Of the manifest, without its folder.
+        title: One line for people.
+        license: Terms of the data, where known.
+        site_column: Hospital or device, where known.
+        date_column: When the sample was taken, where known.
+        split_column: Given parts, where known.
+        notes: What was assumed and should be known.
+        feature_columns: Columns of a table input.
+    """
+
+    table: pd.DataFrame
+    root: Path
+    inputs: dict[str, str]
+    label: LabelSpec | None
+    patient_ids: Array
+    name: str
+    title: str = ""
+    license: str = ""
+    site_column: str | None = None
+    date_column: str | None = None
+    split_column: str | None = None
+    notes: tuple[str, ...] = ()
+    feature_columns: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path | pd.DataFrame,
+        *,
+        inputs: Sequence[str] | None = None,
+        label: str | Sequence[str] | None = None,
+        kind: LabelKind | None = None,
+        patient_id: str | None = None,
+        site: str | None = None,
+        date: str | None = None,
+        split: str | None = None,
+        root: str | Path | None = None,
+    ) -> Cohort:
+        """Open a manifest, a folder of class folders, a data frame, or `sample:NAME`.
+
+        Columns that are not named are guessed from their names and values.
+
+        Args:
+            source: Where the samples are listed.
+            inputs: Input columns.
+            label: Label column, or several for multi-label.
+            kind: Kind of the label.
+            patient_id: Column that says whose sample a row is.
+            site: Hospital or device.
+            date: When the sample was taken.
+            split: Column of train, val and test.
+            root: What paths are relative to; None for the manifest's own folder.
+
+        Raises:
+            DataError: If the manifest, a column or a label is missing or wrong.
+        """
+        if isinstance(source, str) and source.startswith(SAMPLE):
+            sample = registry.load("galenic.data.samples", source.removeprefix(SAMPLE)).build()
+            cohort = cls.open(
+                sample.table,
+                inputs=inputs or sample.inputs,
+                label=label or sample.label,
+                kind=kind or sample.kind,
+                patient_id=patient_id or sample.patient_id,
+                site=site,
+                date=date,
+                split=split,
+                root=sample.root,
+            )
+            return replace(cohort, name=source, title=sample.title, license=sample.license)
+        if isinstance(source, pd.DataFrame):
+            table, name, base = manifest.plain_table(source), "table in memory", Path.cwd()
+        else:
+            path = Path(source)
+            table, name = manifest.read_table(path), path.name
+            base = path if path.is_dir() else path.parent
+        if table.empty:
+            raise DataError("The manifest has no rows.", where=name, expected="one row a sample")
+        return cls._of(
+            table, name, Path(root) if root else base, inputs, label, kind, patient_id, site, date,
+            split,
+        )  # fmt: skip
+
+    @classmethod
+    def _of(
+        cls,
+        table: pd.DataFrame,
+        name: str,
+        root: Path,
+        inputs: Sequence[str] | None,
+        label: str | Sequence[str] | None,
+        kind: LabelKind | None,
+        patient_id: str | None,
+        site: str | None,
+        date: str | None,
+        split: str | None,
+    ) -> Cohort:
+        columns = list(table.columns)
+        roles = {
+            role: manifest.column_for(role, asked, columns)
+            for role, asked in {
+                "patient_id": patient_id, "site": site, "date": date, "split": split
+            }.items()
+        }  # fmt: skip
+        label_columns = _label_columns(label, columns)
+        spec = infer(table, label_columns, kind) if label_columns else None
+        # A guessed split column that does not say train, val and test is something else.
+        if split is None and roles["split"] and not _says_parts(table[roles["split"]]):
+            roles["split"] = None
+        taken = {*label_columns, *(column for column in roles.values() if column)}
+        found, features = _inputs(table, inputs, taken, label_columns, name)
+        codes, notes = _patients(table, roles["patient_id"])
+        return cls(
+            table=table,
+            root=root,
+            inputs=found,
+            label=spec,
+            patient_ids=codes,
+            name=name,
+            site_column=roles["site"],
+            date_column=roles["date"],
+            split_column=roles["split"],
+            notes=notes,
+            feature_columns=features,
+        )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def subset(self, rows: Sequence[int] | Array) -> Cohort:
+        """The cohort of some rows, in their order; patient codes stay."""
+        rows = np.asarray(rows)
+        return replace(
+            self,
+            table=self.table.iloc[rows].reset_index(drop=True),
+            patient_ids=self.patient_ids[rows],
+        )
+
+    def read(self, row: int) -> dict[str, Any]:
+        """The inputs of one row, by column.
+
+        Raises:
+            DataError: If a file is missing or broken; names row and column.
+        """
+        return {column: self._read(row, column, kind) for column, kind in self.inputs.items()}
+
+    def _read(self, row: int, column: str, kind: str) -> Any:
+        if kind == "table":
+            return self.table.loc[row, list(self.feature_columns)]
+        cell = self.table[column].iloc[row]
+        where = f"{self.name}, row {row}, column '{column}'"
+        if pd.isna(cell):
+            if kind == "text":
+                return ""
+            raise DataError("The cell is empty.", where=where, expected=f"a path to an {kind}")
+        if kind == "text" and not str(cell).endswith(".txt"):
+            return str(cell)
+        path = self.root / str(cell)
+        try:
+            return read(path)
+        except DataError as error:
+            raise DataError(
+                error.found,
+                where=f"{where}: {cell}",
+                expected=error.expected,
+                next_step=error.next_step or "`galenic check` lists every unreadable file.",
+            ) from None
+
+    def targets(self) -> Array:
+        """Labels of every row, as :func:`galenic.data.labels.encode` gives them.
+
+        Raises:
+            DataError: If there is no label.
+        """
+        if self.label is None:
+            raise DataError(
+                "The cohort has no label column.",
+                where=self.name,
+                expected=f"one of: {', '.join(list(self.table.columns)[:30])}",
+                next_step="--label COLUMN",
+            )
+        return encode(self.label, self.table)
+
+    def features(self) -> pd.DataFrame:
+        """The columns of a table input."""
+        return self.table[list(self.feature_columns)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the manifest's columns that matter; the same rows give the same hash."""
+        columns = [c for c in self.inputs if c in self.table] + list(self.feature_columns)
+        columns += list(self.label.columns) if self.label else []
+        hashed = pd.util.hash_pandas_object(self.table[columns].astype(str), index=False)
+        return fingerprint_bytes(
+            hashed.to_numpy().tobytes(), self.patient_ids.tobytes(), repr(self.label).encode()
+        )
+
+
+def _label_columns(label: str | Sequence[str] | None, columns: list[str]) -> list[str]:
+    if label is None:
+        found = manifest.column_for("label", None, columns)
+        return [found] if found else []
+    asked = [label] if isinstance(label, str) else list(label)
+    for column in asked:
+        manifest.require_column(column, columns)
+    return asked
+
+
+def _says_parts(values: pd.Series) -> bool:
+    words = set(values.dropna().astype(str).str.lower().unique())
+    return {"train", "test"} <= words
+
+
+def _inputs(
+    table: pd.DataFrame,
+    asked: Sequence[str] | None,
+    taken: set[str],
+    labels: list[str],
+    name: str,
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    for column in asked or ():
+        manifest.require_column(column, table.columns)
+    candidates = list(asked) if asked else [c for c in table.columns if c not in taken]
+    overlap = set(candidates) & set(labels)
+    if overlap:
+        raise DataError(f"Column '{overlap.pop()}' is both input and label.", where=name)
+    kinds = {column: manifest.detect(table[column]) for column in candidates}
+    files = {c: k for c, k in kinds.items() if k not in (None, "table")}
+    if asked:
+        features = [c for c in candidates if c not in files]
+        found = dict(files) | ({"table": "table"} if features else {})
+        return found, tuple(features)
+    media = {c: k for c, k in files.items() if k != "text"}
+    if media:
+        return media, ()
+    features = [c for c, k in kinds.items() if k == "table"]
+    if files and not (len(features) > 5 * len(files)):
+        return files, ()
+    if features:
+        return {"table": "table"}, tuple(features)
+    raise DataError("No input column was found.", where=name, next_step="--inputs COLUMN")
+
+
+def _patients(table: pd.DataFrame, column: str | None) -> tuple[Array, tuple[str, ...]]:
+    if column is None:
+        note = "No patient column: every row counts as a patient of its own."
+        return np.arange(len(table)), (note,)
+    values = table[column]
+    if values.isna().any():
+        row = int(np.flatnonzero(values.isna())[0])
+        raise DataError(
+            f"{int(values.isna().sum())} row(s) have no patient.",
+            where=f"row {row}, column '{column}'",
+            expected="a patient in every row",
+        )
+    return pd.factorize(values)[0].astype(np.int64), ()

@@ -1,0 +1,193 @@
+"""Label columns as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+
+from galenic.core.errors import DataError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+LabelKind = Literal["binary", "multiclass", "multilabel", "ordinal", "continuous"]
+KINDS = ("binary", "multiclass", "multilabel", "ordinal", "continuous")
+# More distinct numbers than this, and a numeric column is a measurement, not a class.
+MOST_NUMERIC_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class LabelSpec:
+    """What is to be predicted.
+
+    Attributes:
+        kind: binary, multiclass, multilabel, ordinal or continuous.
+        columns: The manifest columns that hold it.
+        classes: Names in the order of their codes; the columns for multilabel, () if continuous.
+    """
+
+    kind: LabelKind
+    columns: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+
+
+class Parts(Protocol):
+    """Row numbers of the three parts."""
+
+    train: Array
+    val: Array
+    test: Array
+
+
+def infer(table: pd.DataFrame, columns: Sequence[str], kind: LabelKind | None = None) -> LabelSpec:
+    """What kind of label the columns hold, or a check that they can hold `kind`.
+
+    Raises:
+        DataError: If nothing is labelled, only one class is there, or values do not fit `kind`.
+    """
+    columns = tuple(columns)
+    if len(columns) > 1 or kind == "multilabel":
+        if kind not in (None, "multilabel"):
+            raise DataError(
+                f"{len(columns)} label columns were given for a {kind} label.",
+                expected="one column, or kind multilabel",
+            )
+        for column in columns:
+            _zero_one(table[column])
+        return LabelSpec("multilabel", columns, columns)
+    column = columns[0]
+    values = table[column].dropna()
+    if values.empty:
+        raise DataError(f"Label column '{column}' has no value in any row.")
+    if kind == "continuous" or (kind is None and _is_measurement(values)):
+        _numbers(values)
+        if values.nunique() < 2:
+            raise DataError(
+                f"Label column '{column}' has only one value: {values.iloc[0]}.",
+                expected="a measurement that varies",
+            )
+        return LabelSpec("continuous", columns)
+    classes = _classes(values)
+    if len(classes) < 2:
+        raise DataError(
+            f"Label column '{column}' has only one class: '{classes[0]}'.",
+            expected="at least two classes",
+            next_step="Choose another column with --label.",
+        )
+    if kind == "binary" and len(classes) > 2:
+        raise DataError(f"Label column '{column}' has {len(classes)} classes, not two.")
+    found: LabelKind = kind or ("binary" if len(classes) == 2 else "multiclass")
+    return LabelSpec(found, columns, classes)
+
+
+def encode(spec: LabelSpec, table: pd.DataFrame) -> Array:
+    """Targets of every row.
+
+    Returns:
+        int64 [n] with -1 for a missing label (binary, multiclass, ordinal); float32 [n, C] with
+        NaN for unknown (multilabel); float32 [n] with NaN for missing (continuous).
+
+    Raises:
+        DataError: If a value is none of the classes.
+    """
+    if spec.kind == "multilabel":
+        return np.stack([_zero_one(table[column]) for column in spec.columns], axis=1)
+    values = table[spec.columns[0]]
+    if spec.kind == "continuous":
+        return _numbers(values).to_numpy(dtype=np.float32, na_value=np.nan)
+    codes = pd.Index(spec.classes).get_indexer(_as_text(values)).astype(np.int64)
+    strange = (codes < 0) & values.notna().to_numpy()
+    if strange.any():
+        row = int(np.flatnonzero(strange)[0])
+        raise DataError(
+            f"Label '{values.iloc[row]}' is none of the classes.",
+            where=f"row {row}, column '{spec.columns[0]}'",
+            expected=", ".join(spec.classes),
+        )
+    return codes
+
+
+def require_seen(spec: LabelSpec, targets: Array, parts: Parts) -> None:
+    """Check that training can teach every class that is asked for later.
+
+    Raises:
+        DataError: If a class of validation or test is never seen in training, or training has
+            one class only.
+    """
+    if spec.kind == "continuous":
+        return
+    if spec.kind == "multilabel":
+        for place, name in enumerate(spec.classes):
+            known = targets[parts.train, place]
+            if len(np.unique(known[~np.isnan(known)])) < 2:
+                raise DataError(
+                    f"Label '{name}' has only one value in training.",
+                    next_step="Leave the column out, or split otherwise: split.how=...",
+                )
+        return
+    seen = set(targets[parts.train].tolist()) - {-1}
+    later = set(targets[np.concatenate([parts.val, parts.test])].tolist()) - {-1}
+    unseen = sorted(later - seen)
+    if unseen:
+        names = ", ".join(f"'{spec.classes[code]}'" for code in unseen)
+        raise DataError(
+            f"Never seen in training: {names}.",
+            where=f"label column '{spec.columns[0]}'",
+            expected="every class of validation and test in training too",
+            next_step="Leave the class out, or split otherwise.",
+        )
+    if len(seen) < 2:
+        raise DataError("Training has only one class.", where=f"column '{spec.columns[0]}'")
+
+
+def _is_measurement(values: pd.Series) -> bool:
+    numeric = pd.to_numeric(values, errors="coerce")
+    if numeric.isna().any() or pd.api.types.is_bool_dtype(values):
+        return False
+    whole = np.all(np.mod(numeric, 1) == 0)
+    return bool(not whole or numeric.nunique() > MOST_NUMERIC_CLASSES)
+
+
+def _classes(values: pd.Series) -> tuple[str, ...]:
+    numeric = pd.to_numeric(values, errors="coerce")
+    if numeric.notna().all() and not pd.api.types.is_bool_dtype(values):
+        order = np.argsort(pd.to_numeric(values.unique()), kind="stable")
+        return tuple(_as_text(pd.Series(values.unique()[order])))
+    return tuple(sorted(_as_text(pd.Series(values.unique()))))
+
+
+def _as_text(values: pd.Series) -> pd.Series:
+    if pd.api.types.is_float_dtype(values):
+        # A column of 0 and 1 with a blank is read as floats; its classes are still '0' and '1'.
+        whole = values.dropna().mod(1).eq(0).all()
+        return values.map(lambda v: str(int(v)) if whole else str(v), na_action="ignore")
+    return values.map(str, na_action="ignore")
+
+
+def _numbers(values: pd.Series) -> pd.Series:
+    numeric = pd.to_numeric(values, errors="coerce")
+    bad = numeric.isna() & values.notna()
+    if bad.any() or np.isinf(numeric.dropna()).any():
+        row = int(np.flatnonzero(bad if bad.any() else np.isinf(numeric))[0])
+        raise DataError(
+            f"'{values.iloc[row]}' is no finite number.",
+            where=f"row {row}, label column '{values.name}'",
+            expected="a number, or blank",
+        )
+    return numeric
+
+
+def _zero_one(values: pd.Series) -> Array:
+    numbers = _numbers(values.replace({"True": 1, "False": 0, True: 1, False: 0}))
+    array = numbers.to_numpy(dtype=np.float32, na_value=np.nan)
+    strange = ~(np.isnan(array) | (array == 0) | (array == 1))
+    if strange.any():
+        row = int(np.flatnonzero(strange)[0])
+        raise DataError(
+            f"'{values.iloc[row]}' is neither 0 nor 1 nor blank.",
+            where=f"row {row}, label column '{values.name}'",
+            expected="0, 1, or blank for unknown",
+        )
+    return array

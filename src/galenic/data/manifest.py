@@ -1,0 +1,140 @@
+"""Manifests: tables, folders of class folders, and what their columns mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from galenic.core.errors import DataError, nearest
+from galenic.data.readers import modality_of
+
+ROLES = {
+    "patient_id": ("patient_id", "patientid", "subject_id", "subject", "patient", "uniquepid",
+                   "speaker_id", "case_id", "person_id", "recordid", "encounter_id"),
+    "label": ("label", "labels", "target", "class", "diagnosis", "diagnosis_label", "y"),
+    "site": ("site", "site_code", "hospital", "hospitalid", "centre", "center", "institution"),
+    "date": ("date", "recording_date", "study_date", "acquired", "admission_date"),
+    "split": ("split", "fold_name", "partition"),
+}  # fmt: skip
+# A text cell is prose from about this many words on; below it is a category.
+PROSE_WORDS = 3
+LOOKED_AT = 200
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV, TSV, Parquet or JSON Lines file, or a folder of class folders.
+
+    Raises:
+        DataError: If it is missing, empty, or of no such kind.
+    """
+    if path.is_dir():
+        return _class_folders(path)
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(
+            f"There is no file '{path.name}'. {nearest(path.name, siblings)}".strip(),
+            where=str(path.parent),
+        )
+    name = path.name.lower().removesuffix(".gz")
+    try:
+        if name.endswith((".parquet", ".pq")):
+            return pd.read_parquet(path)
+        if name.endswith((".jsonl", ".ndjson")):
+            return pd.read_json(path, lines=True)
+        if name.endswith((".csv", ".tsv", ".txt")):
+            return _read_csv(path, "\t" if name.endswith(".tsv") else ",")
+    except (ValueError, OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        if isinstance(error, pd.errors.EmptyDataError):
+            raise DataError("The manifest is empty.", where=path.name) from None
+        raise DataError(
+            f"The manifest cannot be read: {type(error).__name__}.",
+            where=path.name,
+            expected="a table of its suffix, in UTF-8",
+        ) from None
+    raise DataError(
+        f"'{path.suffix}' is no kind of manifest.",
+        where=path.name,
+        expected=".csv, .tsv, .parquet, .jsonl (each may end in .gz), or a folder",
+    )
+
+
+def _read_csv(path: Path, separator: str) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, sep=separator, engine="pyarrow")
+    except pd.errors.EmptyDataError:
+        raise
+    except (ValueError, pd.errors.ParserError):
+        # Quoted line breaks and ragged comments are beyond the fast engine.
+        return pd.read_csv(path, sep=separator, low_memory=False)
+
+
+def _class_folders(path: Path) -> pd.DataFrame:
+    files = sorted(p for p in path.glob("*/*") if p.is_file() and modality_of(p.name))
+    if not files:
+        raise DataError(
+            f"'{path.name}' holds no class folders with readable files.",
+            expected=f"{path.name}/CLASS/FILE.png",
+        )
+    return pd.DataFrame(
+        {"file": [str(p.relative_to(path)) for p in files], "label": [p.parent.name for p in files]}
+    )
+
+
+def column_for(role: str, asked: str | None, columns: Iterable[str]) -> str | None:
+    """The column that plays `role`: the one asked for, or the first usual name.
+
+    Raises:
+        DataError: If the one asked for is not there, naming the nearest.
+    """
+    columns = [str(column) for column in columns]
+    if asked is not None:
+        require_column(asked, columns)
+        return asked
+    lower = {column.lower(): column for column in columns}
+    return next((lower[name] for name in ROLES[role] if name in lower), None)
+
+
+def require_column(name: str, columns: Iterable[str]) -> None:
+    """Check that a column is there.
+
+    Raises:
+        DataError: Naming the nearest.
+    """
+    columns = [str(column) for column in columns]
+    if name not in columns:
+        raise DataError(
+            f"There is no column '{name}'. {nearest(name, columns)}".strip(),
+            expected=", ".join(columns[:30]),
+        )
+
+
+def detect(values: pd.Series) -> str | None:
+    """Modality of a column: by the suffix of its cells, else `text` for prose, `table`, or None."""
+    known = values.dropna()
+    if known.empty:
+        return None
+    if not _is_text(known):
+        return "table"
+    head = known.head(LOOKED_AT).astype(str)
+    found = {modality_of(cell) for cell in head}
+    if len(found) == 1 and None not in found:
+        return found.pop()
+    words = head.map(lambda cell: len(re.findall(r"\w+", cell))).median()
+    return "text" if words >= PROSE_WORDS else "table"
+
+
+def _is_text(values: pd.Series) -> bool:
+    return not (
+        pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values)
+    )
+
+
+def plain_table(source: Any) -> pd.DataFrame:
+    """A copy of a data frame with text column names and a fresh index."""
+    table = source.reset_index(drop=True).copy()
+    table.columns = [str(column) for column in table.columns]
+    return table

@@ -1,0 +1,90 @@
+"""Columns of a plain table as one matrix, fitted on training rows only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from galenic.core.errors import DataError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MOST_CATEGORIES = 50
+
+
+@dataclass(frozen=True)
+class TabularEncoder:
+    """Standardised numbers with a flag for missing, and one column a category.
+
+    Attributes:
+        numeric: Per column median, mean and standard deviation of the training rows.
+        flagged: Numeric columns that miss values in training; each gets a 0/1 column.
+        categories: Per column the values seen in training; others fall into no column.
+    """
+
+    numeric: dict[str, tuple[float, float, float]]
+    flagged: tuple[str, ...]
+    categories: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def fit(cls, table: pd.DataFrame, rows: Array) -> TabularEncoder:
+        """Learn medians, means, spreads and categories from `rows` of `table`.
+
+        Raises:
+            DataError: If a number is infinite, or nothing is left to learn from.
+        """
+        train = table.iloc[rows]
+        numeric: dict[str, tuple[float, float, float]] = {}
+        flagged, categories = [], {}
+        for column in table.columns:
+            values = train[column]
+            if not pd.api.types.is_numeric_dtype(values):
+                seen = values.dropna().astype(str).value_counts()
+                categories[column] = tuple(sorted(seen.index[:MOST_CATEGORIES]))
+                continue
+            numbers = table[column].to_numpy(dtype=float, na_value=np.nan)
+            if np.isinf(numbers).any():
+                row = int(np.flatnonzero(np.isinf(numbers))[0])
+                raise DataError("The value is infinite.", where=f"row {row}, column '{column}'")
+            known = values.dropna().to_numpy(dtype=float)
+            if not len(known):
+                continue
+            median = float(np.median(known))
+            filled = values.fillna(median).to_numpy(dtype=float)
+            numeric[column] = (median, float(filled.mean()), float(filled.std()) or 1.0)
+            if values.isna().any():
+                flagged.append(column)
+        if not numeric and not any(categories.values()):
+            raise DataError("No feature column has a value in training.")
+        return cls(numeric, tuple(flagged), categories)
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each column of the matrix."""
+        return [
+            *self.numeric,
+            *(f"{column} is missing" for column in self.flagged),
+            *(f"{column} = {value}" for column, known in self.categories.items() for value in known),
+        ]
+
+    def transform(self, table: pd.DataFrame) -> Array:
+        """float32 [n, F]."""
+        columns: list[Array] = []
+        for column, (median, mean, spread) in self.numeric.items():
+            values = table[column].to_numpy(dtype=float, na_value=np.nan)
+            columns.append((np.where(np.isnan(values), median, values) - mean) / spread)
+        columns += [table[column].isna().to_numpy(dtype=float) for column in self.flagged]
+        for column, known in self.categories.items():
+            words = table[column].astype(str).to_numpy()
+            columns += [(words == value).astype(float) for value in known]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def state(self) -> dict[str, Any]:
+        """What was learnt, for JSON."""
+        return {
+            "numeric": {name: list(values) for name, values in self.numeric.items()},
+            "flagged": list(self.flagged),
+            "categories": {name: list(values) for name, values in self.categories.items()},
+        }

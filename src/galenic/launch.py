@@ -1,0 +1,279 @@
+"""The two verbs: `run` one recipe, `compare` several on the same patients."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from galenic.core import registry
+from galenic.core.config import apply_overrides, merge, parse
+from galenic.core.errors import ConfigError, GalenicError
+from galenic.core.recipes import Recipe, open_recipe
+from galenic.core.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TASKS = "galenic.tasks"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        path: Folder of the leaderboard, with one run folder an arm.
+        board: What `leaderboard.json` holds.
+    """
+
+    path: Path
+    board: dict[str, Any]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row an arm, best first."""
+        return self.board["rows"]
+
+
+def run(
+    recipe: str,
+    data: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    columns: Mapping[str, Any] | None = None,
+    out: str | Path = "runs",
+    path: Path | None = None,
+    seed: int | None = None,
+    resume: Path | None = None,
+    quick: bool = False,
+    cache: bool = True,
+    **values: Any,
+) -> Run:
+    """Run one recipe.
+
+    Args:
+        recipe: Name of a recipe, or the path of a recipe file.
+        data: Manifest, folder or `sample:NAME`; may stand in the recipe file.
+        overrides: `key=value` with dots for inner keys.
+        columns: Which columns play which part (inputs, label, patient_id, kind, site, ...).
+        out: Where the run folder is made.
+        path: The run folder itself, instead of a numbered one under `out`.
+        seed: Over the recipe's own.
+        resume: A run folder that was cut off; its own config is used.
+        quick: A few samples and steps, to see that it runs.
+        cache: Keep outputs of the frozen network under `out` for the next run.
+        **values: Keys of the task's config: `backbone="builtin:minilm"`.
+
+    Raises:
+        GalenicError: For anything the user can put right; the run folder then says `failed`.
+    """
+    if resume is not None:
+        return _resume(Path(resume))
+    opened = open_recipe(recipe)
+    given: dict[str, Any] = dict(values)
+    if data is not None:
+        given["data"] = str(data)
+    if columns:
+        given["columns"] = {k: v for k, v in columns.items() if v is not None}
+    if seed is not None:
+        given["seed"] = seed
+    if quick:
+        given["quick"] = True
+    if cache:
+        given.setdefault("cache", str(Path(out) / ".cache"))
+    config = apply_overrides(merge(opened.config, given), overrides)
+    if "data" not in config:
+        raise ConfigError(
+            "No data was named.", next_step="--data cohort.csv, or --data sample:icd10 to try"
+        )
+    task = registry.load(TASKS, opened.task)
+    parsed = parse(task.Config, config, where=f"recipe {opened.recipe}")
+    made = Run.create(Path(out), opened.recipe, path=path)
+    made.start(
+        parsed.model_dump(mode="json"),
+        recipe=opened.recipe,
+        task=opened.task,
+        command=_command(),
+        seed=parsed.seed,
+    )
+    return _carry_out(task, parsed, made)
+
+
+def _resume(path: Path) -> Run:
+    made = Run.open(path)
+    task = registry.load(TASKS, made.provenance["task"])
+    made.resume()
+    return _carry_out(task, parse(task.Config, made.config, where=str(path)), made)
+
+
+def _carry_out(task: Any, config: Any, made: Run) -> Run:
+    try:
+        task.run(config, made)
+    except GalenicError as error:
+        made.fail(error.found)
+        raise
+    except KeyboardInterrupt:
+        made.fail("interrupted")
+        raise
+    made.finish()
+    return made
+
+
+def compare(
+    recipes: Sequence[str],
+    data: str | Path | None = None,
+    *,
+    out: str | Path = "runs",
+    seed: int | None = None,
+    cache: bool = True,
+    **options: Any,
+) -> Comparison:
+    """Run several recipes on the same patients and rank them.
+
+    All arms share split, seed and the store of frozen outputs. An arm that fails is named on
+    the leaderboard with its error; the others go on.
+
+    Args:
+        recipes: Names or files.
+        data: As for :func:`run`.
+        out: Where the comparison folder is made.
+        seed: As for :func:`run`.
+        cache: As for :func:`run`.
+        **options: As for :func:`run`.
+
+    Raises:
+        GalenicError: If every arm fails; the first error.
+    """
+    started = time.perf_counter()
+    opened = [open_recipe(name) for name in recipes]
+    names = _unique([recipe.recipe for recipe in opened])
+    whole = Run.create(Path(out), "compare")
+    whole.start({"recipes": list(recipes)}, recipe="compare", task="compare", command=_command())
+    if cache:
+        options.setdefault("cache", str(Path(out) / ".cache"))
+    else:
+        options["cache"] = None
+    finished: dict[str, tuple[Recipe, Run]] = {}
+    failed: dict[str, GalenicError] = {}
+    for name, recipe, given in zip(names, opened, recipes, strict=True):
+        try:
+            arm = run(given, data, out=out, seed=seed, path=whole.path / "arms" / name, **options)
+        except GalenicError as error:
+            failed[name] = error
+        else:
+            finished[name] = (recipe, arm)
+        gc.collect()
+    if not finished:
+        error = next(iter(failed.values()))
+        whole.fail(error.found)
+        raise error
+    board = _board(finished, failed)
+    board["seconds"] = time.perf_counter() - started
+    whole.write_json("leaderboard.json", board)
+    whole.finish()
+    return Comparison(whole.path, board)
+
+
+def _board(
+    finished: Mapping[str, tuple[Recipe, Run]], failed: Mapping[str, GalenicError]
+) -> dict[str, Any]:
+    from galenic.evaluation.metrics import greater_is_better
+
+    first = next(iter(finished.values()))[1]
+    metric = first.read_json("metrics.json")["main"]
+    rows = [
+        {
+            "recipe": name,
+            "title": recipe.title,
+            "run": f"arms/{name}",
+            "metrics": arm.read_json("metrics.json")["test"],
+            "cost": arm.read_json("cost.json"),
+        }
+        for name, (recipe, arm) in finished.items()
+    ]
+    sign = 1 if greater_is_better(metric) else -1
+    rows.sort(key=lambda row: -sign * row["metrics"][metric]["value"])
+    for row in rows:
+        row["pareto"] = not any(_dominates(other, row, metric, sign) for other in rows)
+    provenance = first.provenance
+    return {
+        "data": provenance["data"],
+        "backbone": provenance["weights"]["backbone"],
+        "metric": metric,
+        "seed": provenance["seed"],
+        "rows": rows,
+        "failed": {name: error.message for name, error in failed.items()},
+        "differences": _differences(rows, finished, metric, first),
+    }
+
+
+def _dominates(a: Mapping[str, Any], b: Mapping[str, Any], metric: str, sign: int) -> bool:
+    def point(row: Mapping[str, Any]) -> tuple[float, float]:
+        return sign * row["metrics"][metric]["value"], -float(row["cost"]["trainable"])
+
+    pairs = list(zip(point(a), point(b), strict=True))
+    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+
+def _differences(
+    rows: Sequence[Mapping[str, Any]],
+    finished: Mapping[str, tuple[Recipe, Run]],
+    metric: str,
+    first: Run,
+) -> list[dict[str, Any]]:
+    """Every arm against the best, paired by patient."""
+    import numpy as np
+    import pandas as pd
+
+    from galenic.evaluation.metrics import paired_difference
+
+    kind = first.read_json("metrics.json")["kind"]
+    config = first.config["score"]
+
+    def read(name: str) -> pd.DataFrame:
+        table = pd.read_parquet(finished[name][1].path / "predictions.parquet")
+        return table[table["split"] == "test"].sort_values("row", kind="stable")
+
+    def values(table: pd.DataFrame, prefix: str) -> Any:
+        array = table.filter(regex=rf"^{prefix}(_\d+)?$").to_numpy()
+        return array[:, 0] if array.shape[1] == 1 else array
+
+    best = str(rows[0]["recipe"])
+    reference = read(best)
+    found = []
+    for row in rows[1:]:
+        other = read(row["recipe"])
+        if not np.array_equal(other["row"], reference["row"]):
+            continue
+        difference = paired_difference(
+            kind,
+            metric,
+            values(reference, "label"),
+            values(reference, "score"),
+            values(other, "score"),
+            reference["group"].to_numpy(),
+            resamples=config["resamples"],
+            seed=first.provenance["seed"],
+            level=config["level"],
+        )
+        found.append({"a": best, "b": row["recipe"], "metric": metric, **difference.to_dict()})
+    return found
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    counts: dict[str, int] = {}
+    result = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        result.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
+    return result
+
+
+def _command() -> list[str]:
+    # The interpreter's path says where a person keeps his files; the verb is what matters.
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -1,0 +1,115 @@
+"""Run the frozen beginning of a network once, and enter behind it ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from galenic.core.errors import BackboneError
+from galenic.models.anatomy import anatomy
+
+if TYPE_CHECKING:
+    from galenic.models.backbone import Backbone
+
+
+class _Reached(Exception):  # noqa: N818
+    """Ends a forward pass once the wanted state is known."""
+
+    def __init__(self, state: Tensor) -> None:
+        self.state = state
+
+
+def frozen_prefix(network: nn.Module) -> int:
+    """How many leading blocks can be computed ahead: nothing in or before them trains.
+
+    0 where anything before the first block trains, or where the blocks are no plain chain.
+    """
+    names = anatomy(network).blocks
+    inner = unwrapped(network)
+    if not names or not getattr(inner, "galenic_chain", True):
+        return 0
+    training = {name for name, p in network.named_parameters() if p.requires_grad}
+    before = _before(network, names[0])
+    if training & before:
+        return 0
+    count = 0
+    for block in names:
+        if any(name.startswith(block + ".") for name in training):
+            break
+        count += 1
+    return count
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside a PEFT wrapper."""
+    get_base = getattr(network, "get_base_model", None)
+    return get_base() if callable(get_base) else network
+
+
+def _before(network: nn.Module, first: str) -> set[str]:
+    found: set[str] = set()
+    for name, _ in network.named_parameters():
+        if name.startswith(first + "."):
+            break
+        found.add(name)
+    return found
+
+
+def capture(backbone: Backbone, block: int, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Hidden state behind the first `block` blocks [B, N, D] (or [B, C, H, W]).
+
+    Args:
+        backbone: The network; what follows the block is not run.
+        block: At least 1.
+        inputs: A batch.
+
+    Raises:
+        BackboneError: If the network never reaches the block.
+    """
+    last = _modules(backbone)[block - 1]
+
+    def stop(_: nn.Module, __: Any, output: Any) -> None:
+        raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+    handle = last.register_forward_hook(stop)
+    try:
+        backbone(**inputs)
+    except _Reached as reached:
+        return reached.state
+    finally:
+        handle.remove()
+    raise BackboneError(f"The forward pass of {backbone.spec} never reached block {block}.")
+
+
+@contextmanager
+def replay(backbone: Backbone, block: int, hidden: Tensor) -> Iterator[None]:
+    """Inside, a forward pass of `backbone` takes `hidden` for the output of its first blocks.
+
+    The network still builds its own masks and positions from the raw inputs; only the blocks
+    are skipped, so that every family goes through unchanged.
+    """
+    skipped = _modules(backbone)[:block]
+    for module in skipped[:-1]:
+        _override(module, lambda *args, **kwargs: _first(args, kwargs))
+    _override(skipped[-1], lambda *_, **__: hidden)
+    try:
+        yield
+    finally:
+        for module in skipped:
+            del module.__dict__["forward"]
+
+
+def _override(module: nn.Module, forward: Callable[..., Any]) -> None:
+    module.__dict__["forward"] = forward
+
+
+def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _modules(backbone: Backbone) -> list[nn.Module]:
+    names = dict(backbone.network.named_modules())
+    return [names[name] for name in anatomy(backbone.network).blocks]

@@ -1,0 +1,45 @@
+"""The pooled feature of a backbone, from raw inputs or from what was computed ahead."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from galenic.models.backbone import Backbone
+from galenic.models.prefix import replay
+
+
+class PooledEncoder(nn.Module):
+    """Pooled features [B, width].
+
+    Args:
+        backbone: The network.
+        block: How many leading blocks `hidden` stands for.
+    """
+
+    def __init__(self, backbone: Backbone, block: int = 0) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.block = block
+
+    def forward(
+        self, features: Tensor | None = None, hidden: Tensor | None = None, **inputs: Tensor
+    ) -> Tensor:
+        """Pooled features, entering the network as late as the arguments allow.
+
+        Args:
+            features: Pooled features [B, width], given back as they are.
+            hidden: Hidden states behind the first `block` blocks [B, N, D].
+            **inputs: What the backbone takes.
+        """
+        if features is not None:
+            return features
+        if hidden is not None:
+            with replay(self.backbone, self.block, hidden):
+                return self.backbone(**inputs).pooled
+        return self.backbone(**inputs).pooled
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute activations in the backward pass, where the network knows how."""
+        network = self.backbone.network
+        if hasattr(network, "gradient_checkpointing_enable"):
+            network.gradient_checkpointing_enable({"use_reentrant": False})

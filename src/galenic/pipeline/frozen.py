@@ -1,0 +1,146 @@
+"""Frozen work once: run the frozen part of a backbone over a cohort, and keep what it gave.
+
+Two things are kept, both by content (weights, input, place in the network): the pooled feature
+of the whole backbone, for arms that freeze all of it, and the hidden state behind the last
+frozen block, for arms that tune only what follows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from galenic.core.arraybank import ArrayBank
+from galenic.core.progress import track
+from galenic.models.backbone import Backbone
+from galenic.models.prefix import capture
+from galenic.pipeline.inputs import Collate, Example, Inputs
+
+Array = np.ndarray[Any, np.dtype[Any]]
+# Samples between two writes: what a kill can cost, and how much waits in memory.
+SEGMENT = 1024
+
+
+class FrozenCache:
+    """The store of frozen outputs under one folder.
+
+    Args:
+        folder: Root of the banks; content keys make it safe to share between runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def pooled(
+        self, backbone: Backbone, inputs: Inputs, rows: Sequence[int], batch_size: int = 64
+    ) -> Array:
+        """Pooled features [len(rows), width] of the frozen backbone."""
+
+        def run(batch: dict[str, Tensor]) -> list[Array]:
+            return list(backbone(**batch).pooled.float().cpu().numpy())
+
+        bank, keys = self._fill(backbone, inputs, rows, "pooled", run, batch_size)
+        return np.stack([bank[key] for key in keys])
+
+    def hidden(
+        self,
+        backbone: Backbone,
+        inputs: Inputs,
+        rows: Sequence[int],
+        block: int,
+        batch_size: int = 64,
+    ) -> list[Array]:
+        """Hidden states behind the first `block` blocks, one array a row, without padding."""
+
+        def run(batch: dict[str, Tensor]) -> list[Array]:
+            states = capture(backbone, block, batch).float().cpu().numpy()
+            mask = batch.get("attention_mask")
+            lengths = [len(states[0])] * len(states) if mask is None else mask.sum(1).tolist()
+            return [state[:length] for state, length in zip(states, lengths, strict=True)]
+
+        bank, keys = self._fill(backbone, inputs, rows, f"block{block}", run, batch_size)
+        return [bank[key] for key in keys]
+
+    def _fill(
+        self,
+        backbone: Backbone,
+        inputs: Inputs,
+        rows: Sequence[int],
+        place: str,
+        run: Callable[[dict[str, Tensor]], list[Array]],
+        batch_size: int,
+    ) -> tuple[ArrayBank, list[str]]:
+        name = hashlib.sha256(f"{backbone.fingerprint}/{place}".encode()).hexdigest()[:24]
+        bank = ArrayBank(self.folder / name)
+        keys = inputs.keys(rows)
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in bank}
+        # Neighbours in length share a batch: less padding, and nothing else depends on it.
+        order = sorted(missing.items(), key=lambda item: _length(inputs[item[1]]))
+        collate = Collate.of(backbone)
+        device = next(backbone.parameters(), torch.zeros(0)).device
+        training = backbone.training
+        backbone.eval()
+        waiting: dict[str, Array] = {}
+        with torch.inference_mode():
+            starts = range(0, len(order), batch_size)
+            for start in track(starts, "frozen features"):
+                part = order[start : start + batch_size]
+                batch = collate([inputs[row] for _, row in part])
+                outputs = run({key: value.to(device) for key, value in batch.items()})
+                waiting.update(zip((key for key, _ in part), outputs, strict=True))
+                if len(waiting) >= SEGMENT:
+                    bank.add(waiting)
+                    waiting = {}
+        bank.add(waiting)
+        backbone.train(training)
+        return bank, keys
+
+
+def _length(example: Example) -> int:
+    return max(array.size for array in example.values())
+
+
+class Rows(Dataset[Example]):
+    """Chosen rows, each with its label and what was computed ahead for it.
+
+    Args:
+        rows: Which rows of `inputs`, `labels` are indexed by the same numbers.
+        labels: Targets of the whole cohort.
+        inputs: What the network reads; None where a feature stands for it.
+        ahead: Arrays computed ahead under the name the encoder takes, aligned with `rows`.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[int],
+        labels: Array,
+        *,
+        inputs: Inputs | None = None,
+        ahead: dict[str, Sequence[Array]] | None = None,
+    ) -> None:
+        self.rows = np.asarray(rows)
+        self.labels = labels
+        self.inputs = inputs
+        self.ahead = ahead or {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Example:
+        row = int(self.rows[place])
+        example: Example = dict(self.inputs[row]) if self.inputs is not None else {}
+        example |= {name: np.array(values[place]) for name, values in self.ahead.items()}
+        example["labels"] = np.asarray(self.labels[row])
+        return example
+
+    def set_epoch(self, epoch: int) -> None:
+        """Pass the epoch on to what draws."""
+        if self.inputs is not None:
+            self.inputs.set_epoch(epoch)

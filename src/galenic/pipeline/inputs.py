@@ -1,0 +1,158 @@
+"""From a cohort to what one backbone takes: the place where data and models meet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from galenic.core.errors import DataError
+from galenic.data import transforms
+from galenic.data.augment import AugmentConfig
+from galenic.data.cohort import Cohort
+from galenic.models.backbone import Backbone
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Example = dict[str, Array]
+
+
+class Inputs(Dataset[Example]):
+    """One example a row of a cohort, ready to be collated for one backbone.
+
+    Args:
+        cohort: The samples; one input column.
+        backbone: The network that will read them.
+        augment: What may be varied in training; None for nothing.
+        seed: Of the augmentation. A draw depends on seed, epoch and row alone, so that the
+            number of workers changes nothing.
+        table: Encoded rows [n, F] where the input is a table.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        backbone: Backbone,
+        *,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        table: Array | None = None,
+    ) -> None:
+        self.cohort = cohort
+        self.column, self.modality = single_input(cohort)
+        self.spec = backbone.inputs
+        self.table = table
+        self.seed = seed
+        self.epoch = 0
+        self.tokens: dict[str, list[list[int]]] | None = None
+        self.transform: transforms.Transform | None = None
+        self.draws = augment is not None
+        if self.modality == "text":
+            self.tokens = _tokenise(cohort, self.column, backbone)
+        elif self.modality != "table":
+            self.transform = transforms.build(self.spec, self.modality, augment=augment)
+
+    def __len__(self) -> int:
+        return len(self.cohort)
+
+    def __getitem__(self, row: int) -> Example:
+        """The inputs of one row, without a batch axis."""
+        if self.tokens is not None:
+            return {
+                key: np.asarray(values[row], dtype=np.int64) for key, values in self.tokens.items()
+            }
+        if self.table is not None:
+            return {self.spec.key: self.table[row]}
+        assert self.transform is not None
+        value = self.cohort.read(row)[self.column]
+        params = None
+        if self.draws:
+            params = self.transform.draw(np.random.default_rng([self.seed, self.epoch, row]), value)
+        return {self.spec.key: self.transform.apply(value, params)}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw afresh from now on."""
+        self.epoch = epoch
+
+    def keys(self, rows: Iterable[int]) -> list[str]:
+        """A content key of each row's undrawn input, for the caches."""
+        return [_digest(self[row]) for row in rows]
+
+
+def single_input(cohort: Cohort) -> tuple[str, str]:
+    """Column and modality of the one input.
+
+    Raises:
+        DataError: If the cohort has several inputs, or none.
+    """
+    if len(cohort.inputs) != 1:
+        found = ", ".join(f"{name} ({kind})" for name, kind in cohort.inputs.items()) or "none"
+        raise DataError(
+            f"This task reads one input; the cohort has: {found}.",
+            where=cohort.name,
+            next_step="Name one: --inputs COLUMN",
+        )
+    return next(iter(cohort.inputs.items()))
+
+
+def _tokenise(cohort: Cohort, column: str, backbone: Backbone) -> dict[str, list[list[int]]]:
+    if backbone.tokenizer is None:
+        raise DataError(
+            f"Column '{column}' is text, but the backbone has no tokenizer.",
+            where=cohort.name,
+            next_step="Take a text backbone: backbone=builtin:minilm",
+        )
+    texts = [str(cohort.read(row)[column]) for row in range(len(cohort))]
+    encoded = backbone.tokenizer(
+        texts, truncation=True, max_length=backbone.inputs.max_length, padding=False
+    )
+    return {key: list(values) for key, values in encoded.items()}
+
+
+def _digest(example: Mapping[str, Array]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(example):
+        array = np.ascontiguousarray(example[key])
+        digest.update(f"{key}{array.shape}{array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+class Collate:
+    """Examples to one batch of tensors; sequences are padded on the right.
+
+    Args:
+        padding: The value that fills each sequence key, such as `input_ids`.
+    """
+
+    def __init__(self, padding: Mapping[str, int] | None = None) -> None:
+        self.padding = dict(padding or {})
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Collate:
+        """The collation of a backbone's inputs."""
+        if backbone.tokenizer is None:
+            return cls()
+        pad = backbone.tokenizer.pad_token_id or 0
+        return cls({"input_ids": pad, "attention_mask": 0, "token_type_ids": 0, "hidden": 0})
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Stacked tensors [B, ...] by key."""
+        return {
+            key: self._stack(key, [np.asarray(example[key]) for example in examples])
+            for key in examples[0]
+        }
+
+    def _stack(self, key: str, arrays: list[Array]) -> Tensor:
+        if key not in self.padding:
+            return torch.from_numpy(np.stack(arrays))
+        length = max(len(array) for array in arrays)
+        shape = (len(arrays), length, *arrays[0].shape[1:])
+        padded = np.full(shape, self.padding[key], dtype=arrays[0].dtype)
+        for place, array in zip(padded, arrays, strict=True):
+            place[: len(array)] = array
+        return torch.from_numpy(padded)

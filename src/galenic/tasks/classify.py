@@ -1,0 +1,458 @@
+"""Classification and regression: a backbone, a tuner, a head, scored per patient."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from safetensors.torch import load_file, save
+
+from galenic import tuners
+from galenic.core.config import Config as BaseConfig
+from galenic.core.errors import ConfigError, DataError
+from galenic.core.files import atomic_write
+from galenic.core.meters import Meter, count_parameters
+from galenic.core.run import Run
+from galenic.core.schedule import Schedule
+from galenic.core.seeding import seed_everything
+from galenic.core.trainer import Validation, fit, predict
+from galenic.data.augment import AugmentConfig
+from galenic.data.cohort import Cohort
+from galenic.data.labels import LabelKind, require_seen
+from galenic.data.splits import SplitConfig, Splits, make_splits
+from galenic.data.tabular import TabularEncoder
+from galenic.evaluation.metrics import MAIN, greater_is_better, point
+from galenic.evaluation.protocol import ScoreConfig, score, to_scores
+from galenic.models.anatomy import depths
+from galenic.models.backbone import Backbone, open_backbone
+from galenic.models.heads import LinearHead, NeighbourHead
+from galenic.models.prefix import frozen_prefix
+from galenic.objectives.classification import Classifier
+from galenic.pipeline.encoder import PooledEncoder
+from galenic.pipeline.frozen import FrozenCache, Rows
+from galenic.pipeline.inputs import Collate, Inputs, single_input
+from galenic.pipeline.mistakes import worst
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DEFAULT_BACKBONES = {
+    "text": "builtin:minilm",
+    "image": "builtin:efficientnet-lite0",
+    "volume": "builtin:efficientnet-lite0",
+    "ecg": "builtin:efficientnet-lite0",
+    "audio": "builtin:efficientnet-lite0",
+    "table": "builtin:table",
+}
+QUICK_ROWS = 96
+
+
+class Columns(BaseConfig):
+    """Which columns of the manifest play which part; None for a guess from name and values."""
+
+    inputs: list[str] | None = None
+    label: str | list[str] | None = None
+    kind: LabelKind | None = None
+    patient_id: str | None = None
+    site: str | None = None
+    date: str | None = None
+    split: str | None = None
+
+
+class InputConfig(BaseConfig):
+    """What the backbone is given."""
+
+    size: int | list[int] | None = Field(
+        None, description="Pixels (H = W) or [H, W]; None: the backbone's own."
+    )
+    channels: int | None = Field(None, description="None: as many as the backbone was trained on.")
+    max_length: int | None = Field(None, description="Tokens of a text; None: the backbone's own.")
+    augment: AugmentConfig | None = Field(None, description="None draws nothing.")
+
+
+class HeadConfig(BaseConfig):
+    """What stands on the pooled feature."""
+
+    kind: Literal["linear", "knn"] = "linear"
+    standardise: bool = Field(
+        True, description="Centre and scale features by the frozen backbone's training features."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    neighbours: int = Field(10, ge=1, description="k, for knn.")
+    temperature: float = Field(0.07, gt=0, description="Of the votes, for knn.")
+
+
+class Config(BaseConfig):
+    """Everything that `classify` can be told."""
+
+    data: str
+    columns: Columns = Columns()
+    split: SplitConfig = SplitConfig()
+    backbone: str = Field("auto", description="auto: the builtin network of the modality.")
+    pool: Literal["auto", "cls", "mean", "max"] = "auto"
+    input: InputConfig = InputConfig()
+    tuner: dict[str, Any] = Field({"method": "none"}, description="method and its own keys.")
+    head: HeadConfig = HeadConfig()
+    schedule: Schedule = Schedule()
+    score: ScoreConfig = ScoreConfig()
+    cache: str | None = Field(None, description="Folder of frozen outputs; None keeps none.")
+    seed: int = Field(0, ge=0)
+    shuffle_labels: bool = Field(
+        False, description="Control: train on labels that were shuffled between patients."
+    )
+    quick: bool = Field(False, description="A few samples and steps, to see that it runs.")
+
+    @field_validator("tuner")
+    @classmethod
+    def _known_tuner(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "method" not in value:
+            raise ValueError("needs the key 'method'")
+        return value
+
+
+def run(config: Config, run: Run) -> None:
+    """Open, split, tune, predict and score; every file of `run` is written.
+
+    Raises:
+        GalenicError: For anything the user can put right.
+    """
+    started = time.perf_counter()
+    if config.quick:
+        config = _quick(config)
+    seed_everything(config.seed)
+    with Meter() as meter:
+        job = Job(config, run)
+        job.train()
+        job.evaluate()
+        job.save()
+    trainable, total = job.parameters
+    run.write_json(
+        "cost.json",
+        {
+            "seconds": time.perf_counter() - started,
+            "fit_seconds": job.fit_seconds,
+            "feature_seconds": job.feature_seconds,
+            "peak_memory_mb": meter.peak_memory_mb,
+            "trainable": trainable,
+            "total": total,
+            "trainable_share": trainable / max(total, 1),
+            "steps": job.steps,
+            "cached": config.cache is not None,
+        },
+    )
+
+
+class Job:
+    """One classify run, step by step; each step leaves what the next one needs."""
+
+    def __init__(self, config: Config, run: Run) -> None:
+        self.config, self.run = config, run
+        self.fit_seconds = self.feature_seconds = 0.0
+        self.steps = 0
+        self.cohort = _open_cohort(config)
+        label = self.cohort.label
+        if label is None:
+            raise DataError(
+                "The cohort has no label column.",
+                where=self.cohort.name,
+                next_step="--label COLUMN",
+            )
+        self.label = label
+        self.targets = self.cohort.targets()
+        self.splits = make_splits(self.cohort, config.split, config.seed)
+        require_seen(label, self.targets, self.splits)
+        run.write_json("splits.json", _describe(self.splits, config))
+        modality = single_input(self.cohort)[1]
+        table = None
+        channels = config.input.channels
+        if modality == "table":
+            encoder = TabularEncoder.fit(self.cohort.features(), self.splits.train)
+            table = encoder.transform(self.cohort.features())
+            run.write_json("table.json", encoder.state())
+            channels = table.shape[1]
+        self.backbone = open_backbone(
+            DEFAULT_BACKBONES[modality] if config.backbone == "auto" else config.backbone,
+            modality=modality,
+            channels=channels,
+            size=_size(config.input.size),
+            max_length=config.input.max_length,
+            pool=config.pool,
+        )
+        run.update_provenance(
+            data={
+                "fingerprint": self.cohort.fingerprint,
+                "name": self.cohort.name,
+                "title": self.cohort.title,
+                "license": self.cohort.license,
+                "n": len(self.cohort),
+                "patients": int(np.unique(self.cohort.patient_ids).size),
+                "kind": label.kind,
+                "classes": list(label.classes),
+            },
+            weights={"backbone": self.backbone.spec, "fingerprint": self.backbone.fingerprint},
+        )
+        self.inputs = Inputs(self.cohort, self.backbone, table=table)
+        self.collate = Collate.of(self.backbone)
+        self.training_targets = self._training_targets()
+        self.tuner = tuners.parse_tuner(config.tuner)
+        self._features: dict[str, Array] = {}
+        self.objective = self._objective()
+        self.parameters = count_parameters(self.objective)
+
+    # Building ---------------------------------------------------------------------------
+
+    def _training_targets(self) -> Array:
+        if not self.config.shuffle_labels:
+            return self.targets
+        rng = np.random.default_rng([self.config.seed, 1])
+        shuffled = self.targets.copy()
+        known = np.concatenate([self.splits.train, self.splits.val])
+        shuffled[known] = self.targets[rng.permutation(known)]
+        return shuffled
+
+    def _objective(self) -> Classifier:
+        kind, head = self.label.kind, self.config.head
+        outputs = 1 if kind in ("binary", "continuous") else len(self.label.classes)
+        train = self.splits.train
+        centre, spread = 0.0, 1.0
+        if kind == "continuous":
+            centre = float(self.training_targets[train].mean())
+            spread = float(self.training_targets[train].std()) or 1.0
+        module: LinearHead | NeighbourHead
+        if head.kind == "knn":
+            module = NeighbourHead(self.backbone.width, outputs, head.neighbours, head.temperature)
+            votes = _votes(kind, self.training_targets[train], outputs, centre, spread)
+            module.remember(torch.from_numpy(self.pooled("train")), torch.from_numpy(votes))
+        else:
+            module = LinearHead(self.backbone.width, outputs, head.dropout)
+            if head.standardise:
+                module.standardise(torch.from_numpy(self.pooled("train")))
+        tuners.attach(self.backbone, self.tuner)
+        return Classifier(
+            PooledEncoder(self.backbone, self._block()),
+            module,
+            kind,
+            centre=centre,
+            spread=spread,
+            label_smoothing=head.label_smoothing,
+        )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of the backbone trains."""
+        return not any(p.requires_grad for p in self.backbone.parameters())
+
+    def _block(self) -> int:
+        """Leading blocks whose output is computed ahead."""
+        if self.config.cache is None or self.frozen or self.config.input.augment is not None:
+            return 0
+        return frozen_prefix(self.backbone.network)
+
+    def pooled(self, part: str) -> Array:
+        """Pooled features of the untouched backbone for `train`, `val` or `test`."""
+        if part not in self._features:
+            started = time.perf_counter()
+            self._features[part] = self._cache().pooled(
+                self.backbone, self.inputs, getattr(self.splits, part).tolist()
+            )
+            self.feature_seconds += time.perf_counter() - started
+        return self._features[part]
+
+    def _cache(self) -> FrozenCache:
+        folder = self.config.cache
+        return FrozenCache(Path(folder) if folder else self.run.path / "work")
+
+    def rows(self, part: str, *, training: bool = False) -> Rows:
+        """The samples of one part, as far computed ahead as this arm allows."""
+        config, rows = self.config, getattr(self.splits, part)
+        labels = self.training_targets if part != "test" else self.targets
+        augmented = training and config.input.augment is not None
+        inputs = self.inputs
+        if augmented:
+            inputs = Inputs(
+                self.cohort, self.backbone, augment=config.input.augment, seed=config.seed
+            )
+        elif self.frozen:
+            return Rows(rows, labels, ahead={"features": self.pooled(part)})
+        elif block := self.objective.encoder.block:
+            started = time.perf_counter()
+            hidden = self._cache().hidden(self.backbone, inputs, rows.tolist(), block)
+            self.feature_seconds += time.perf_counter() - started
+            return Rows(rows, labels, inputs=inputs, ahead={"hidden": hidden})
+        return Rows(rows, labels, inputs=inputs)
+
+    # Doing ------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Fit what trains; a neighbour head has nothing to fit."""
+        if not any(p.requires_grad for p in self.objective.parameters()):
+            return
+        kind = self.label.kind
+        name = MAIN[kind]
+        validation_targets = self.training_targets[self.splits.val]
+
+        def monitor(outputs: dict[str, Array]) -> dict[str, float]:
+            scores = to_scores(kind, outputs["logits"], self._unit())
+            return {name: point(kind, name, validation_targets, scores)}
+
+        result = fit(
+            self.objective,
+            self.rows("train", training=True),
+            schedule=self.config.schedule,
+            collate=self.collate,
+            folder=self.run.path / "checkpoints",
+            seed=self.config.seed,
+            validation=Validation(self.rows("val"), monitor, greater_is_better(name)),
+            sample_weights=self._weights() if self.config.schedule.balance else None,
+            depths=self._depths(),
+            log=self.run.log,
+            resume=self.run.resumed,
+        )
+        self.fit_seconds, self.steps = result.seconds, result.steps
+
+    def _unit(self) -> tuple[float, float]:
+        return float(self.objective.centre), float(self.objective.spread)
+
+    def _weights(self) -> Array:
+        targets = self.training_targets[self.splits.train]
+        if self.label.kind in ("multilabel", "continuous"):
+            raise ConfigError(
+                f"schedule.balance draws classes equally often; a {self.label.kind} label has none.",
+                next_step="schedule.balance=false",
+            )
+        counts = np.bincount(targets, minlength=len(self.label.classes))
+        return 1.0 / counts[targets]
+
+    def _depths(self) -> dict[str, int] | None:
+        if self.config.schedule.layer_decay == 1.0:
+            return None
+        inner = depths(self.backbone.network)
+        last = max(inner.values(), default=0) + 1
+        found = {f"encoder.backbone.network.{name}": depth for name, depth in inner.items()}
+        names = (name for name, _ in self.objective.named_parameters())
+        return {name: found.get(name, last) for name in names}
+
+    def evaluate(self) -> None:
+        """Predict validation and test, and write every number."""
+        logits = {}
+        for part in ("val", "test"):
+            logits[part] = predict(
+                self.objective,
+                self.rows(part),
+                collate=self.collate,
+                batch_size=self.config.schedule.eval_batch_size,
+            )["logits"]
+        if self.config.head.kind == "knn":
+            logits = {part: _from_votes(self.label.kind, values) for part, values in logits.items()}
+        scored = score(
+            self.label.kind,
+            list(self.label.classes),
+            targets={part: self.targets[getattr(self.splits, part)] for part in logits},
+            logits=logits,
+            unit=self._unit(),
+            groups={p: self.cohort.patient_ids[getattr(self.splits, p)] for p in logits},
+            rows={part: getattr(self.splits, part) for part in logits},
+            table=self.cohort.table,
+            config=self.config.score,
+            seed=self.config.seed,
+        )
+        for name, document in scored.documents.items():
+            self.run.write_json(name, document)
+        self.run.write_table("predictions.parquet", scored.predictions)
+        worst(self.run, self.cohort, self.label, scored.predictions)
+
+    def save(self) -> None:
+        """Write what was trained, in safetensors."""
+        if not self.frozen:
+            tuners.save(self.backbone, self.tuner, self.run.path / "adapter")
+        atomic_write(self.run.path / "head.safetensors", save(self.objective.head.state_dict()))
+
+
+def load(run: Run) -> tuple[Job, Classifier]:
+    """The fitted objective of a finished run, and the job that knows its data."""
+    from galenic.core.config import parse
+
+    values = run.config
+    job = Job(_quick(parse(Config, values)) if values.get("quick") else parse(Config, values), run)
+    if not job.frozen:
+        tuners.load(job.backbone, job.tuner, run.path / "adapter")
+    job.objective.head.load_state_dict(load_file(run.path / "head.safetensors"))
+    return job, job.objective.eval()
+
+
+def _open_cohort(config: Config) -> Cohort:
+    columns = config.columns
+    cohort = Cohort.open(
+        config.data,
+        inputs=columns.inputs,
+        label=columns.label,
+        kind=columns.kind,
+        patient_id=columns.patient_id,
+        site=columns.site,
+        date=columns.date,
+        split=columns.split,
+    )
+    if config.quick and len(cohort) > QUICK_ROWS:
+        cohort = cohort.subset(_spread(cohort, QUICK_ROWS))
+    return cohort
+
+
+def _spread(cohort: Cohort, count: int) -> Array:
+    """About `count` rows of the commonest classes, whole classes together."""
+    targets = cohort.targets()
+    if targets.ndim > 1 or cohort.label is None or cohort.label.kind == "continuous":
+        return np.arange(count)
+    values, counts = np.unique(targets[targets >= 0], return_counts=True)
+    common = values[np.argsort(-counts, kind="stable")[:4]]
+    each = count // len(common)
+    chosen = [np.flatnonzero(targets == value)[:each] for value in common]
+    return np.sort(np.concatenate(chosen))
+
+
+def _quick(config: Config) -> Config:
+    schedule = config.schedule.model_copy(
+        update={"epochs": 1, "max_steps": 2, "batch_size": 8, "eval_batch_size": 16}
+    )
+    score_config = config.score.model_copy(update={"resamples": 50})
+    return config.model_copy(update={"schedule": schedule, "score": score_config})
+
+
+def _size(size: int | list[int] | None) -> int | tuple[int, ...] | None:
+    return tuple(size) if isinstance(size, list) else size
+
+
+def _describe(splits: Splits, config: Config) -> dict[str, Any]:
+    parts = {part: getattr(splits, part).tolist() for part in ("train", "val", "test")}
+    return {
+        "how": config.split.how,
+        "seed": config.seed,
+        "counts": {part: len(rows) for part, rows in parts.items()},
+        **parts,
+    }
+
+
+def _votes(kind: str, targets: Array, outputs: int, centre: float, spread: float) -> Array:
+    if kind == "continuous":
+        return ((targets - centre) / spread).astype(np.float32)[:, None]
+    if kind == "multilabel":
+        return targets.astype(np.float32)
+    if kind == "binary":
+        return targets.astype(np.float32)[:, None]
+    return np.eye(outputs, dtype=np.float32)[targets]
+
+
+def _from_votes(kind: str, votes: Array) -> Array:
+    """Shares of votes as logits, so that every arm is scored alike."""
+    if kind == "continuous":
+        return votes
+    if kind in ("binary", "multilabel"):
+        clipped = np.clip(votes, 1e-4, 1 - 1e-4)
+        return np.log(clipped) - np.log1p(-clipped)
+    return np.log(np.clip(votes, 1e-4, None))
+
+
+__all__ = ["Backbone", "Config", "Job", "load", "run"]

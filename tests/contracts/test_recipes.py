@@ -1,0 +1,95 @@
+"""Every recipe through the same checks, found through the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from galenic import launch
+from galenic.core import registry
+from galenic.core.config import parse
+from galenic.core.recipes import Recipe, list_recipes
+from galenic.core.run import Run
+
+RECIPES = {recipe.recipe: recipe for recipe in list_recipes()}
+FILES = (
+    "config.yaml",
+    "provenance.json",
+    "status.json",
+    "log.jsonl",
+    "splits.json",
+    "metrics.json",
+    "cost.json",
+    "predictions.parquet",
+    "calibration.json",
+    "mistakes.json",
+    "head.safetensors",
+)
+
+
+@pytest.fixture(params=RECIPES)
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return RECIPES[request.param]
+
+
+@pytest.fixture(scope="session")
+def quick_runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One quick run a recipe and seed, made when first asked for."""
+    out = tmp_path_factory.mktemp("runs")
+    made: dict[tuple[str, int], Run] = {}
+
+    def get(name: str, repeat: int = 0) -> Run:
+        if (name, repeat) not in made:
+            made[name, repeat] = launch.run(name, "sample:icd10", out=out, quick=True, seed=3)
+        return made[name, repeat]
+
+    return get
+
+
+def test_names_its_paper_and_validates(recipe: Recipe) -> None:
+    assert recipe.about.paper
+    assert recipe.about.summary.endswith(".")
+    task = registry.load("galenic.tasks", recipe.task)
+    parse(task.Config, {**recipe.config, "data": "cohort.csv"})
+
+
+def test_quick_writes_every_file_of_a_run(recipe: Recipe, quick_runs: Any) -> None:
+    run = quick_runs(recipe.recipe)
+    assert run.state == "finished"
+    assert [name for name in FILES if not (run.path / name).is_file()] == []
+    main = run.read_json("metrics.json")["main"]
+    estimate = run.metrics[main]
+    assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_same_seed_gives_the_same_predictions(recipe: Recipe, quick_runs: Any) -> None:
+    first = pd.read_parquet(quick_runs(recipe.recipe).path / "predictions.parquet")
+    again = pd.read_parquet(quick_runs(recipe.recipe, 1).path / "predictions.parquet")
+    pd.testing.assert_frame_equal(first, again, check_exact=True)
+
+
+def test_no_patient_identifier_in_the_run_folder(recipe: Recipe, tmp_path: Path) -> None:
+    if recipe.recipe != "knn":
+        pytest.skip("all recipes of a task write the same files; the cheapest one stands for them")
+    rows = range(60)
+    table = pd.DataFrame(
+        {
+            "patient_id": [f"SECRET-{row // 2}" for row in rows],
+            "note": [
+                f"fever and cough day {row}" if row % 4 < 2 else f"knee {row}" for row in rows
+            ],
+            "label": ["lung" if row % 4 < 2 else "bone" for row in rows],
+        }
+    )
+    manifest = tmp_path / "cohort.csv"
+    table.to_csv(manifest, index=False)
+    run = launch.run("knn", manifest, out=tmp_path / "runs", columns={"inputs": ["note"]})
+    leaks = [
+        path.name
+        for path in run.path.rglob("*")
+        if path.is_file() and b"SECRET" in path.read_bytes()
+    ]
+    assert leaks == []
