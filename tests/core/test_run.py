@@ -255,7 +255,11 @@ again.finish()
         )
         for rank in ("1", "0")
     ]
-    told = [worker.communicate(timeout=60)[0].split() for worker in workers]
+    try:
+        told = [worker.communicate(timeout=60)[0].split() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
     assert told == [
         ["compare-0001", "finished", "False", "compare-0002"],
         ["compare-0001", "finished", "True", "compare-0002"],

@@ -74,6 +74,7 @@ class Run:
         if _rank() != 0:
             joined = _await_folder(Path(root), name, target, cls._joined)
             cls._joined.add(joined)
+            (joined / f".joined-{_rank()}").touch()
             return cls(joined)
         try:
             if target is None:
@@ -181,6 +182,7 @@ class Run:
         if not self.main:
             self._await_end()
             return
+        self._await_others()
         self._status("finished", **(summary or {}))
         self._release()
 
@@ -304,6 +306,16 @@ class Run:
                     old.unlink(missing_ok=True)
             atomic_write(_notice(root, name), str(self.path.absolute()))
 
+    def _await_others(self) -> None:
+        """Do not go on to the next run before every process has found this one."""
+        others = int(os.environ.get("WORLD_SIZE", "1")) - 1
+        for _ in _patiently(self.path):
+            found = list(self.path.glob(".joined-*"))
+            if len(found) >= others:
+                for path in found:
+                    path.unlink()
+                return
+
     def _await_end(self) -> None:
         for _ in _patiently(self.path):
             if self.state != "running":
@@ -358,9 +370,9 @@ def _await_folder(root: Path, name: str, target: Path | None, joined: set[Path])
         with contextlib.suppress(OSError):
             fresh = notice.stat().st_mtime > time.time() - _WAIT_SECONDS
             path = Path(notice.read_text(encoding="utf-8"))
-            if target is None and fresh and path not in joined:
-                if (path / "status.json").is_file():
-                    return path
+            begun = fresh and path not in joined and (path / "status.json").is_file()
+            if target is None and begun:
+                return path
     raise AssertionError("unreachable")
 
 

@@ -1,0 +1,36 @@
+"""WFDB records: an ECG as PhysioNet keeps it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from galenic.core.errors import DataError, MissingExtraError
+from galenic.data.readers._guard import guarded, require_finite, require_size
+from galenic.data.values import Signal
+
+MODALITY = "ecg"
+SUFFIXES = (".hea", ".dat")
+
+
+def read(path: Path) -> Signal:
+    """Leads [C, T] in the unit of the header (mV).
+
+    Raises:
+        DataError: If header or samples are missing or broken.
+    """
+    try:
+        import wfdb
+    except ImportError:
+        raise MissingExtraError.of("wfdb", "signals") from None
+    record = path.with_suffix("")
+    with guarded(path, "WFDB record"):
+        if not record.with_suffix(".hea").is_file():
+            raise DataError(f"The header '{record.name}.hea' is missing.")
+        facts = wfdb.rdheader(str(record))
+        require_size((facts.n_sig, facts.sig_len), "WFDB record")
+        samples, fields = wfdb.rdsamp(str(record))
+        values = np.ascontiguousarray(samples.T, dtype=np.float32)
+        require_finite(values, "record")
+        return Signal(values, float(fields["fs"]), tuple(fields["sig_name"]))

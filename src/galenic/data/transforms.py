@@ -1,0 +1,164 @@
+"""From what a reader gives to what a network takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from galenic.core.errors import DataError
+from galenic.core.inputs import InputSpec
+from galenic.data import augment as augmentation
+from galenic.data.augment import AugmentConfig
+from galenic.data.spectrogram import log_mel, log_spectrogram, resample
+from galenic.data.values import Image, Signal, Value, Volume
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SLICES = 16
+FULL_SCALE = {np.dtype(np.uint8): 255.0}
+PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The way of one modality into one network.
+
+    Attributes:
+        spec: What the network wants.
+        modality: What comes in.
+        augment: What may be varied; None for nothing.
+    """
+
+    spec: InputSpec
+    modality: str
+    augment: AugmentConfig | None = None
+
+    def draw(self, rng: np.random.Generator, value: Value) -> dict[str, Any] | None:
+        """All random numbers for one sample; None where nothing varies."""
+        if self.augment is None:
+            return None
+        return augmentation.draw(self.augment, rng, self._plain(value).shape[-3:])
+
+    def apply(self, value: Value, params: dict[str, Any] | None = None) -> Array:
+        """float32 input of the network, without a batch axis; `value` is left as it is.
+
+        Raises:
+            DataError: If the channels do not fit.
+        """
+        array = self._plain(value)
+        if params is not None:
+            array = augmentation.apply(array, params)
+        return self._normalised(array)
+
+    def _plain(self, value: Value) -> Array:
+        """The input in its final size, intensities 0..1 where it is a picture."""
+        form = self.spec.form
+        if isinstance(value, Signal):
+            return self._signal(value)
+        if isinstance(value, Image) and form == "image":
+            picture = scale(value.pixels)
+            return resize(fit_channels(picture, self.spec.channels), self.spec.size)
+        if isinstance(value, Image) and form == "volume":
+            value = Volume(value.pixels[:, None].astype(np.float32))
+        if isinstance(value, Volume) and form == "volume":
+            voxels = fit_channels(scale(value.voxels), self.spec.channels)
+            return resize(voxels, self.spec.size)
+        if isinstance(value, Volume) and form == "image":
+            depth = value.voxels.shape[1]
+            places = np.unique(np.linspace(0, depth - 1, SLICES).round().astype(int))
+            # Every volume gives the same number of slices; a thin one repeats its own.
+            places = places[np.linspace(0, len(places) - 1, SLICES).round().astype(int)]
+            slices = scale(value.voxels)[:, places].swapaxes(0, 1)
+            fitted = np.stack([fit_channels(part, self.spec.channels) for part in slices])
+            return resize(fitted, self.spec.size)
+        raise DataError(
+            f"A {type(value).__name__.lower()} cannot be read by a network of {form}s.",
+            next_step="Choose a backbone for this modality.",
+        )
+
+    def _signal(self, value: Signal) -> Array:
+        spec = self.spec
+        if spec.form == "image":
+            picture = log_spectrogram(value.samples, value.rate_hz, self.modality)
+            return resize(fit_channels(picture, spec.channels), spec.size)
+        samples = resample(value.samples, value.rate_hz, spec.rate_hz or value.rate_hz)
+        if spec.form == "spectrogram":
+            assert spec.size is not None
+            return log_mel(samples, spec.rate_hz or value.rate_hz, *spec.size)
+        samples = fit_channels(samples, spec.channels)
+        spread = samples.std(axis=-1, keepdims=True)
+        samples = (samples - samples.mean(axis=-1, keepdims=True)) / np.maximum(spread, 1e-6)
+        return samples if spec.size is None else crop_or_pad(samples, spec.size[0])
+
+    def _normalised(self, array: Array) -> Array:
+        if self.spec.mean is None or self.spec.std is None:
+            return np.ascontiguousarray(array, dtype=np.float32)
+        trailing = (1,) * (len(self.spec.size or (1, 1)))
+        mean = np.asarray(self.spec.mean, np.float32).reshape(-1, *trailing)
+        std = np.asarray(self.spec.std, np.float32).reshape(-1, *trailing)
+        return np.ascontiguousarray((array - mean) / std, dtype=np.float32)
+
+
+def build(spec: InputSpec, modality: str, *, augment: AugmentConfig | None = None) -> Transform:
+    """The transform of a modality for a network."""
+    return Transform(spec, modality, augment)
+
+
+def scale(values: Array) -> Array:
+    """Intensities in 0..1: 8-bit by 255, all others by their 0.5 and 99.5 percentiles."""
+    full = FULL_SCALE.get(values.dtype)
+    if full is not None:
+        return values.astype(np.float32) / np.float32(full)
+    floats = values.astype(np.float32)
+    low, high = np.percentile(floats, PERCENTILES)
+    return np.clip((floats - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+
+
+def fit_channels(values: Array, channels: int) -> Array:
+    """Grey to `channels` by repetition, RGB to grey by luminance (ITU-R 601).
+
+    Raises:
+        DataError: For any other pair.
+    """
+    found = len(values)
+    if found == channels:
+        return values
+    if found == 1:
+        return np.repeat(values, channels, axis=0)
+    if found == 3 and channels == 1:
+        weights = np.array([0.299, 0.587, 0.114], np.float32)
+        return np.tensordot(weights, values, axes=1)[None]
+    raise DataError(
+        f"The sample has {found} channels, the network takes {channels}.",
+        expected=f"{channels}, or 1",
+        next_step=f"Let the network be inflated: input.channels={found}",
+    )
+
+
+def resize(values: Array, size: tuple[int, ...] | None) -> Array:
+    """The last axes brought to `size`, linearly, with antialiasing where a picture shrinks."""
+    if size is None or values.shape[-len(size) :] == tuple(size):
+        return values
+    tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    lead = values.shape[: -len(size)]
+    batch = tensor.reshape(-1, 1, *values.shape[-len(size) :])
+    if len(size) == 2:
+        out = functional.interpolate(
+            batch, size, mode="bilinear", antialias=True, align_corners=False
+        )
+    else:
+        out = functional.interpolate(batch, size, mode="trilinear", align_corners=False)
+    return out.reshape(*lead, *size).numpy()
+
+
+def crop_or_pad(samples: Array, length: int) -> Array:
+    """The middle `length` samples, or zeros on both sides."""
+    have = samples.shape[-1]
+    if have >= length:
+        start = (have - length) // 2
+        return samples[..., start : start + length]
+    before = (length - have) // 2
+    return np.pad(samples, ((0, 0), (before, length - have - before)))

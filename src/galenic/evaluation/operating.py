@@ -1,0 +1,103 @@
+"""Operating points: a threshold fixed on validation, and what it does to test patients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from galenic.evaluation import weighted
+from galenic.evaluation.bootstrap import estimate, resampled
+
+Array = np.ndarray[Any, np.dtype[Any]]
+RATES = ("sensitivity", "specificity", "ppv", "npv")
+
+
+def threshold_at(
+    y: Array, scores: Array, *, sensitivity: float | None = None, specificity: float | None = None
+) -> float:
+    """The threshold t, predicted positive where score >= t, that grants a wish.
+
+    A wished sensitivity takes the highest such t, a wished specificity the lowest.
+
+    Args:
+        y: 0 or 1 [n].
+        scores: [n].
+        sensitivity: Wished share of positives found.
+        specificity: Wished share of negatives left alone.
+
+    Returns:
+        The threshold; NaN where the class that the wish is about is not there.
+    """
+    if sensitivity is not None:
+        found = np.sort(scores[y == 1])[::-1]
+        if not len(found):
+            return float("nan")
+        # The least count that reaches the wish, guarded against 0.9 * 10 = 9.000000000000002.
+        need = max(int(np.ceil(sensitivity * len(found) - 1e-9)), 1)
+        return float(found[need - 1])
+    assert specificity is not None
+    spared = np.sort(scores[y == 0])
+    if not len(spared):
+        return float("nan")
+    need = int(np.ceil(specificity * len(spared) - 1e-9))
+    if need == 0:
+        return float(spared[0])
+    return float(np.nextafter(spared[need - 1], np.inf))
+
+
+def rates(y: Array, scores: Array, threshold: float, weights: Array) -> Array:
+    """Sensitivity, specificity, PPV and NPV [R, 4] under weights [R, n]."""
+    table = weighted.confusion(y.astype(int), (scores >= threshold).astype(int), 2, weights)
+    tn, fp, fn, tp = (table[:, i, j] for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)))
+    pairs = ((tp, tp + fn), (tn, tn + fp), (tp, tp + fp), (tn, tn + fn))
+    columns = [np.where(b > 0, a / np.where(b > 0, b, 1), np.nan) for a, b in pairs]
+    return np.stack(columns, axis=1)
+
+
+def operating_points(
+    validation: tuple[Array, Array],
+    test: tuple[Array, Array],
+    groups: Array,
+    *,
+    sensitivity: Sequence[float],
+    specificity: Sequence[float],
+    resamples: int,
+    level: float,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """One entry a wish: threshold from validation, rates with intervals on test.
+
+    Args:
+        validation: Labels and scores.
+        test: Labels and scores.
+        groups: Patient of each test sample.
+        sensitivity: Wishes.
+        specificity: Wishes.
+        resamples: For the intervals.
+        level: Of the intervals.
+        seed: Of the draws.
+    """
+    wishes = [{"sensitivity": wish} for wish in sensitivity]
+    wishes += [{"specificity": wish} for wish in specificity]
+    y, scores = test
+    found = []
+    for wish in wishes:
+        threshold = threshold_at(*validation, **wish)
+        entry: dict[str, Any] = {"wished": wish, "threshold": threshold}
+        if np.isnan(threshold):
+            entry["note"] = "validation has no patient of the class that the wish is about"
+            found.append(entry)
+            continue
+
+        def metric(weights: Array, threshold: float = threshold) -> Array:
+            return rates(y, scores, threshold, weights)
+
+        values = metric(np.ones((1, len(y))))[0]
+        drawn = resampled(metric, groups, resamples, seed).reshape(-1, len(RATES))
+        patients = len(np.unique(groups))
+        for place, name in enumerate(RATES):
+            entry[name] = estimate(values[place], drawn[:, place], level, patients).to_dict()
+        found.append(entry)
+    return found

@@ -1,0 +1,173 @@
+"""Metrics as functions of sample weights, many weightings at a time.
+
+A bootstrap resample is a vector of counts. Every function here takes counts W [R, n] and gives
+one value a row, so that R resamples cost one pass over sorted scores instead of R sorts.
+`numpy.nan` stands where a metric is not defined, such as an AUROC of one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+Array = np.ndarray[Any, np.dtype[Any]]
+ECE_BINS = 15
+
+
+def auroc(y: Array, scores: Array, weights: Array) -> Array:
+    """Area under the ROC curve, ties counted half; y in {0, 1} [n]."""
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    if (ordered[1:] != ordered[:-1]).all():
+        # Without ties only the negatives below each positive count: half the columns suffice.
+        place = np.flatnonzero(y[order] == 1)
+        below_at = place - np.arange(len(place))
+        positive = weights[:, order[place]]
+        below = np.zeros((len(weights), len(y) - len(place) + 1))
+        np.cumsum(weights[:, order[y[order] != 1]], axis=1, out=below[:, 1:])
+        hits = np.einsum("rn,rn->r", positive, below[:, below_at])
+        found, missed = positive.sum(axis=1), below[:, -1]
+    else:
+        positive, negative = _ascending(y, scores, weights)
+        below = np.cumsum(negative, axis=1)
+        hits = np.einsum("rn,rn->r", positive, below - 0.5 * negative)
+        found, missed = positive.sum(axis=1), below[:, -1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return hits / (found * missed)
+
+
+def average_precision(y: Array, scores: Array, weights: Array) -> Array:
+    """Sum of precision times recall step, as scikit-learn has it; y in {0, 1} [n]."""
+    positive, negative = _ascending(y, scores, weights)
+    positive, negative = positive[:, ::-1], negative[:, ::-1]
+    found = np.cumsum(positive, axis=1)
+    named = found + np.cumsum(negative, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(named > 0, found / named, 0.0)
+        return np.einsum("rn,rn->r", positive, precision) / found[:, -1]
+
+
+def _ascending(y: Array, scores: Array, weights: Array) -> tuple[Array, Array]:
+    """Weights of positives and negatives [R, m], one column a distinct score, ascending."""
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    taken = weights[:, order]
+    positive = taken * (y[order] == 1)
+    negative = taken - positive
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    if len(starts) < len(ordered):
+        positive = np.add.reduceat(positive, starts, axis=1)
+        negative = np.add.reduceat(negative, starts, axis=1)
+    return positive, negative
+
+
+def confusion(y: Array, predicted: Array, classes: int, weights: Array) -> Array:
+    """Weighted counts [R, classes, classes], truth by prediction."""
+    n = len(y)
+    cells = csr_array(
+        (np.ones(n), (np.arange(n), y * classes + predicted)), shape=(n, classes * classes)
+    )
+    return (weights @ cells).reshape(len(weights), classes, classes)
+
+
+def accuracy(table: Array) -> Array:
+    """Share of right answers, from confusion tables [R, C, C]."""
+    return _divide(np.trace(table, axis1=1, axis2=2), table.sum(axis=(1, 2)))
+
+
+def balanced_accuracy(table: Array) -> Array:
+    """Mean recall over the classes that occur."""
+    recall = _divide(np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2))
+    return _mean(recall)
+
+
+def macro_f1(table: Array) -> Array:
+    """Mean F1 over the classes that occur in truth or prediction."""
+    right = np.diagonal(table, axis1=1, axis2=2)
+    return _mean(_divide(2 * right, table.sum(axis=2) + table.sum(axis=1)))
+
+
+def mcc(table: Array) -> Array:
+    """Matthews correlation of Gorodkin (2004); 0 where truth or prediction is constant."""
+    truth, guess = table.sum(axis=2), table.sum(axis=1)
+    total = table.sum(axis=(1, 2))
+    right = np.trace(table, axis1=1, axis2=2)
+    above = right * total - (truth * guess).sum(axis=1)
+    below = np.sqrt(
+        (total**2 - (truth**2).sum(axis=1)) * (total**2 - (guess**2).sum(axis=1))
+    )
+    return np.where(below > 0, above / np.where(below > 0, below, 1), 0.0)
+
+
+def quadratic_kappa(table: Array) -> Array:
+    """Cohen's kappa with quadratic weights."""
+    classes = table.shape[1]
+    places = np.arange(classes)
+    cost = (places[:, None] - places[None, :]) ** 2
+    truth, guess = table.sum(axis=2), table.sum(axis=1)
+    expected = np.einsum("ri,rj,ij->r", truth, guess, cost)
+    observed = np.einsum("rij,ij->r", table, cost) * table.sum(axis=(1, 2))
+    return 1 - _divide(observed, expected)
+
+
+def mean_of(values: Array, weights: Array) -> Array:
+    """Weighted mean of a value a sample [n]."""
+    return _divide(weights @ values, weights.sum(axis=1))
+
+
+def ece(confidence: Array, correct: Array, weights: Array, bins: int = ECE_BINS) -> Array:
+    """Expected calibration error over equal-width bins (Guo et al., ICML 2017)."""
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    n = len(place)
+    cells = csr_array((confidence - correct, (np.arange(n), place)), shape=(n, bins))
+    return _divide(np.abs(weights @ cells).sum(axis=1), weights.sum(axis=1))
+
+
+def r2(y: Array, predicted: Array, weights: Array) -> Array:
+    """Coefficient of determination."""
+    total = weights.sum(axis=1)
+    mean = _divide(weights @ y, total)
+    spread = weights @ y**2 - total * mean**2
+    left = weights @ (y - predicted) ** 2
+    return np.where(spread > 1e-12, 1 - _divide(left, spread), np.nan)
+
+
+def concordance(y: Array, predicted: Array, weights: Array) -> Array:
+    """Share of pairs with different truth whose predictions are in the same order."""
+    hits = np.zeros(len(weights))
+    pairs = np.zeros(len(weights))
+    step = max(1, 4_000_000 // max(len(y), 1))
+    for start in range(0, len(y), step):
+        part = slice(start, start + step)
+        later = y[part, None] > y[None, :]
+        right = later * (
+            (predicted[part, None] > predicted[None, :])
+            + 0.5 * (predicted[part, None] == predicted[None, :])
+        )
+        hits += np.einsum("rp,rp->r", weights[:, part], weights @ right.T)
+        pairs += np.einsum("rp,rp->r", weights[:, part], weights @ later.T.astype(float))
+    return _divide(hits, pairs)
+
+
+def over_labels(
+    one: Callable[[Array, Array, Array], Array], y: Array, scores: Array, weights: Array
+) -> Array:
+    """Mean of a binary metric over labels [n, C] where it is defined; NaN is unknown."""
+    parts = []
+    for label in range(y.shape[1]):
+        known = ~np.isnan(y[:, label])
+        parts.append(one(y[known, label], scores[known, label], weights[:, known]))
+    return _mean(np.stack(parts, axis=1))
+
+
+def _mean(values: Array) -> Array:
+    """Mean along the last axis over what is defined; NaN where nothing is."""
+    defined = ~np.isnan(values)
+    return _divide(np.where(defined, values, 0).sum(axis=1), defined.sum(axis=1))
+
+
+def _divide(above: Array, below: Array) -> Array:
+    return np.where(below > 0, above / np.where(below > 0, below, 1), np.nan)
