@@ -1,8 +1,8 @@
 """galenic fits biomedical foundation models to patients.
 
-    cohort = galenic.Cohort.open("cohort.csv")
-    run = galenic.run("ssf", "cohort.csv", backbone="facebook/dinov2-small")
-    run.metrics["auroc"]
+cohort = galenic.Cohort.open("cohort.csv")
+run = galenic.run("ssf", "cohort.csv", backbone="facebook/dinov2-small")
+run.metrics["auroc"]
 """
 
 from __future__ import annotations

@@ -169,9 +169,9 @@ def compare(
             finished[name] = (recipe, arm)
         gc.collect()
     if not finished:
-        error = next(iter(failed.values()))
-        whole.fail(error.found)
-        raise error
+        first = next(iter(failed.values()))
+        whole.fail(first.found)
+        raise first
     board = _board(finished, failed)
     board["seconds"] = time.perf_counter() - started
     whole.write_json("leaderboard.json", board)

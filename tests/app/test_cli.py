@@ -486,9 +486,10 @@ def test_keys_of_a_config() -> None:
         inner: Inner = Inner()
         rate: float | None = Field(None, description="How fast.")
         names: list[str] | None = None
+        spare: Inner | None = None
 
     found = {key.name: key for key in keys.of_config(Outer, {"inner": {"rank": 4}, "how": "a"})}
-    assert list(found) == ["data", "how", "inner.rank", "rate", "names"]
+    assert list(found) == ["data", "how", "inner.rank", "rate", "names", "spare", "spare.rank"]
     assert found["data"].default == "(needed)"
     assert found["how"].type == "a or b"
     assert not found["how"].changed
@@ -496,4 +497,5 @@ def test_keys_of_a_config() -> None:
         "inner.rank", "int", "4", "8", "How wide, in columns.", True
     )
     assert (found["rate"].type, found["rate"].doc) == ("float or none", "How fast.")
+    assert (found["spare"].value, found["spare.rank"].default) == ("none", "8")
     assert found["names"].type == "list of str or none"

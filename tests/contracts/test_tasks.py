@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from galenic.core import registry
 from typer.testing import CliRunner
 
 from galenic.app.cli import app
+from galenic.core import registry
 
 RECIPE_OF_TASK = {"classify": "knn"}
 
@@ -79,9 +79,21 @@ def test_broken_manifest_gives_a_clear_error(task: str, breaks, tmp_path: Path) 
     extra = ["--split", "split"] if "split" in table else []
     done = CliRunner().invoke(
         app,
-        ["run", RECIPE_OF_TASK[task], "--data", str(manifest), "--label", "label"]
-        + ["--inputs", "note", "--patient-id", "patient_id", "--out", str(tmp_path / "runs")]
-        + extra,
+        [
+            "run",
+            RECIPE_OF_TASK[task],
+            "--data",
+            str(manifest),
+            "--label",
+            "label",
+            *extra,
+            "--inputs",
+            "note",
+            "--patient-id",
+            "patient_id",
+            "--out",
+            str(tmp_path / "runs"),
+        ],
     )
     assert done.exit_code == 3, done.output
     assert "Traceback" not in done.output

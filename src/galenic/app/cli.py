@@ -355,12 +355,17 @@ def _tell(made: Run) -> None:
     from galenic.app import screen
 
     screen.metrics(made)
-    typer.echo(f"run: {made.path}\nreport: {reports.write(made.path)}")
+    typer.echo(f"run: {made.path}")
+    typer.echo(f"report: {reports.write(made.path)}")
 
 
 def _quiet_libraries() -> None:
     """Keep the bars and hints of the engines off the screen; galenic draws its own."""
     import os
+    import warnings
+
+    # Of no use to who runs a recipe; the test suite sees them.
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -166,7 +166,7 @@ def _arm_row(arm: Arm, runs: Sequence[Any], data: str) -> dict[str, Any]:
         for name in names
     }
     costs = [cost for _, cost, _ in runs]
-    row = {"name": arm.name, "role": arm.role, "metrics": metrics}
+    row: dict[str, Any] = {"name": arm.name, "role": arm.role, "metrics": metrics}
     row |= {
         key: statistics.fmean(cost[key] for cost in costs)
         for key in ("trainable_share", "peak_memory_mb", "seconds")

@@ -65,6 +65,11 @@ def of_config(kind: type[BaseModel], values: Mapping[str, Any], prefix: str = ""
         inner = _model(field.annotation)
         given = values.get(name)
         if inner is not None:
+            if not field.is_required() and field.default is None:
+                state = "none" if given is None else "given"
+                doc = field.description or docs.get(name, "")
+                changed = given is not None
+                found.append(Key(prefix + name, "keys or none", state, "none", doc, changed))
             deeper = given if isinstance(given, Mapping) else {}
             found += of_config(inner, deeper, f"{prefix}{name}.")
             continue

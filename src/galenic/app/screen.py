@@ -143,7 +143,7 @@ def diagnosis(found: Mapping[str, Any]) -> None:
         out.print(Text(section, style="bold"))
         for name, value in values.items():
             good = not str(value).startswith("missing")
-            out.print(Text(f"  {name:24} {value}", style="" if good else "yellow"))
+            out.print(Text(f"  {name:28} {value}", style="" if good else "yellow"))
 
 
 def number(value: float | None, form: str = ".3f") -> str:

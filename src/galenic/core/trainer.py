@@ -24,6 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from galenic.core import hardware
+from galenic.core.checkpoint import load_trained, trained
 from galenic.core.errors import GalenicError, WeightsError
 from galenic.core.files import atomic_folder, verify_folder
 from galenic.core.optim import cosine_factor, parameter_groups
@@ -88,7 +89,8 @@ def fit(
 
     Args:
         objective: `forward(**batch)` returns a dict with the scalar `loss`.
-        train: Indexable samples; `set_epoch` is called where there is one.
+        train: Indexable samples; `set_epoch` is called where there is one, and an array
+            `lengths`, where there is one, puts samples of like size into a batch.
         schedule: Rates, lengths, precision.
         collate: Samples to a batch of tensors.
         folder: Checkpoints go here.
@@ -106,7 +108,8 @@ def fit(
     """
     started = time.perf_counter()
     if schedule.gradient_checkpointing:
-        objective.gradient_checkpointing_enable()
+        enable: Any = objective.gradient_checkpointing_enable
+        enable()
     history: list[dict[str, Any]] = []
 
     def record(event: dict[str, Any]) -> None:
@@ -123,14 +126,20 @@ def fit(
             schedule=schedule,
             depths=depths,
             validation=validation,
-            sampler=EpochSampler(len(train), seed, sample_weights),  # type: ignore[arg-type]
+            sampler=EpochSampler(
+                len(train),  # type: ignore[arg-type]
+                seed,
+                sample_weights,
+                getattr(train, "lengths", None),
+                schedule.batch_size,
+            ),
             record=record,
         )
         engine.add_callback(_Watcher(engine, record, update))
         last = engine.last_checkpoint() if resume else None
         engine.train(resume_from_checkpoint=str(last) if last else None)
     if engine.best is not None and schedule.keep_best:
-        _load_trained(objective, engine.best)
+        load_trained(objective, engine.best)
     engine.accelerator.free_memory()
     seconds = time.perf_counter() - started
     return FitResult(engine.state.global_step, seconds, engine.best_figure, history)
@@ -152,7 +161,10 @@ def predict(
     training = objective.training
     objective.eval()
     parts: dict[str, list[Array]] = {}
-    loader = DataLoader(data, batch_size=batch_size, collate_fn=collate)
+    lengths = getattr(data, "lengths", None)
+    count = len(data)  # type: ignore[arg-type]
+    order = np.arange(count) if lengths is None else np.argsort(lengths, kind="stable")
+    loader = DataLoader(data, batch_size=batch_size, collate_fn=collate, sampler=order.tolist())
     try:
         with torch.inference_mode():
             for batch in loader:
@@ -162,12 +174,11 @@ def predict(
                         parts.setdefault(name, []).append(value.float().cpu().numpy())
     finally:
         objective.train(training)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    back = np.argsort(order, kind="stable")
+    return {name: np.concatenate(values)[back] for name, values in parts.items()}
 
 
-def _arguments(
-    schedule: Schedule, folder: Path, seed: int, validates: bool
-) -> TrainingArguments:
+def _arguments(schedule: Schedule, folder: Path, seed: int, validates: bool) -> TrainingArguments:
     device = hardware.device()
     precision = hardware.precision(schedule.precision, device)
     steps = schedule.checkpoint_steps
@@ -229,6 +240,9 @@ class _Engine(Trainer):
         )
         self.remove_callback(PrinterCallback)
 
+    optimizer: Any
+    lr_scheduler: Any
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             groups = parameter_groups(self.model, self.schedule, self.depths)
@@ -274,7 +288,9 @@ class _Engine(Trainer):
         last = self.last_checkpoint()
         return GalenicError(
             f"The loss is no longer finite at step {step}.",
-            where=f"first bad tensor: {bad[0]}" if bad else "the loss itself: all weights are finite",
+            where=f"first bad tensor: {bad[0]}"
+            if bad
+            else "the loss itself: all weights are finite",
             next_step="Lower schedule.lr; "
             + (f"the last good checkpoint is {last.name}." if last else "no checkpoint was kept."),
         )
@@ -294,7 +310,7 @@ class _Engine(Trainer):
         self.worse_epochs += 1
         if self.best_figure is None or sign * figure > sign * self.best_figure:
             self.best_figure, self.worse_epochs = figure, 0
-            self.best = _trained(self.model)
+            self.best = trained(self.model)
         self.record(
             {"event": "validation", "step": self.state.global_step, "epoch": self.state.epoch}
             | figures
@@ -312,7 +328,7 @@ class _Engine(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         # What is frozen is in the backbone's own file; only what moves is written.
-        save_file(_trained(self.model), folder / WEIGHTS)
+        save_file(trained(self.model), folder / WEIGHTS)
         if self.best is not None:
             metadata = {"figure": repr(self.best_figure), "worse": str(self.worse_epochs)}
             save_file(self.best, folder / BEST, metadata=metadata)
@@ -350,7 +366,7 @@ class _Engine(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         folder = Path(resume_from_checkpoint)
-        _load_trained(self.model, load_file(folder / WEIGHTS))
+        load_trained(self.model, load_file(folder / WEIGHTS))
         if (folder / BEST).is_file():
             from safetensors import safe_open
 
@@ -383,39 +399,14 @@ class _Watcher(TrainerCallback):
         if logs and "loss" in logs and state.is_world_process_zero:
             kept = {
                 new: logs[old]
-                for new, old in {"loss": "loss", "lr": "learning_rate", "grad_norm": "grad_norm"}.items()
+                for new, old in {
+                    "loss": "loss",
+                    "lr": "learning_rate",
+                    "grad_norm": "grad_norm",
+                }.items()
                 if old in logs
             }
-            self.record(
-                {"event": "train", "step": state.global_step, "epoch": state.epoch} | kept
-            )
-
-
-def _trained(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of all that training moves: parameters with gradients, and buffers."""
-    state = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    state |= dict(module.named_buffers())
-    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-
-
-def _load_trained(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`_trained` took.
-
-    Raises:
-        WeightsError: If the names differ.
-    """
-    places = dict(module.named_parameters()) | dict(module.named_buffers())
-    wanted = {n for n, p in module.named_parameters() if p.requires_grad}
-    wanted |= {n for n, _ in module.named_buffers()}
-    if wanted != set(state):
-        odd = sorted(wanted ^ set(state))
-        raise WeightsError(
-            f"The checkpoint is of another objective: {len(odd)} tensors differ, first '{odd[0]}'.",
-            next_step="Resume with the config that the run was started with.",
-        )
-    with torch.no_grad():
-        for name, value in state.items():
-            places[name].copy_(value)
+            self.record({"event": "train", "step": state.global_step, "epoch": state.epoch} | kept)
 
 
 @contextmanager

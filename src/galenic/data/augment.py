@@ -29,9 +29,7 @@ def draw(config: AugmentConfig, rng: np.random.Generator, shape: tuple[int, ...]
     """All random numbers for one input [C, ...]."""
     return {
         "flip": config.flip and bool(rng.random() < 0.5),
-        "shift": [
-            int(round(rng.uniform(-config.shift, config.shift) * side)) for side in shape[-2:]
-        ],
+        "shift": [round(rng.uniform(-config.shift, config.shift) * side) for side in shape[-2:]],
         "gain": float(1 + rng.uniform(-config.intensity, config.intensity)),
         "offset": float(rng.uniform(-config.intensity, config.intensity)),
         "noise": (config.noise, int(rng.integers(2**31))),

@@ -36,9 +36,12 @@ class LabelSpec:
 class Parts(Protocol):
     """Row numbers of the three parts."""
 
-    train: Array
-    val: Array
-    test: Array
+    @property
+    def train(self) -> Array: ...
+    @property
+    def val(self) -> Array: ...
+    @property
+    def test(self) -> Array: ...
 
 
 def infer(table: pd.DataFrame, columns: Sequence[str], kind: LabelKind | None = None) -> LabelSpec:
@@ -97,7 +100,7 @@ def encode(spec: LabelSpec, table: pd.DataFrame) -> Array:
     values = table[spec.columns[0]]
     if spec.kind == "continuous":
         return _numbers(values).to_numpy(dtype=np.float32, na_value=np.nan)
-    codes = pd.Index(spec.classes).get_indexer(_as_text(values)).astype(np.int64)
+    codes = pd.Index(spec.classes).get_indexer(pd.Index(_as_text(values))).astype(np.int64)
     strange = (codes < 0) & values.notna().to_numpy()
     if strange.any():
         row = int(np.flatnonzero(strange)[0])

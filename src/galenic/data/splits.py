@@ -148,9 +148,7 @@ def _dealt(groups: Array, strata: Array, seed: int, name: str) -> tuple[Array, A
     ends = size[order].cumsum()
     first = np.flatnonzero(np.r_[True, np.diff(stratum[order]) != 0])
     starts = np.repeat((ends - size[order])[first], np.diff(np.r_[first, len(order)]))
-    totals = np.repeat(
-        np.add.reduceat(size[order], first), np.diff(np.r_[first, len(order)])
-    )
+    totals = np.repeat(np.add.reduceat(size[order], first), np.diff(np.r_[first, len(order)]))
     position = np.empty(len(stratum))
     position[order] = (rows - starts) / totals
     return position, place

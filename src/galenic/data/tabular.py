@@ -66,7 +66,11 @@ class TabularEncoder:
         return [
             *self.numeric,
             *(f"{column} is missing" for column in self.flagged),
-            *(f"{column} = {value}" for column, known in self.categories.items() for value in known),
+            *(
+                f"{column} = {value}"
+                for column, known in self.categories.items()
+                for value in known
+            ),
         ]
 
     def transform(self, table: pd.DataFrame) -> Array:

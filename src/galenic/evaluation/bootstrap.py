@@ -79,9 +79,7 @@ def counts_of(indices: Array, units: int) -> Array:
     return counts
 
 
-def resampled(
-    metric: Callable[[Array], Array], groups: Array, resamples: int, seed: int
-) -> Array:
+def resampled(metric: Callable[[Array], Array], groups: Array, resamples: int, seed: int) -> Array:
     """Values of `metric` on resampled patients, [resamples] (or [resamples, k]).
 
     Args:

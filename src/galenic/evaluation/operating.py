@@ -79,7 +79,7 @@ def operating_points(
         level: Of the intervals.
         seed: Of the draws.
     """
-    wishes = [{"sensitivity": wish} for wish in sensitivity]
+    wishes: list[dict[str, Any]] = [{"sensitivity": wish} for wish in sensitivity]
     wishes += [{"specificity": wish} for wish in specificity]
     y, scores = test
     found = []

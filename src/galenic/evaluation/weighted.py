@@ -96,9 +96,7 @@ def mcc(table: Array) -> Array:
     total = table.sum(axis=(1, 2))
     right = np.trace(table, axis1=1, axis2=2)
     above = right * total - (truth * guess).sum(axis=1)
-    below = np.sqrt(
-        (total**2 - (truth**2).sum(axis=1)) * (total**2 - (guess**2).sum(axis=1))
-    )
+    below = np.sqrt((total**2 - (truth**2).sum(axis=1)) * (total**2 - (guess**2).sum(axis=1)))
     return np.where(below > 0, above / np.where(below > 0, below, 1), 0.0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -37,9 +39,10 @@ def inflate_channels(network: nn.Module, channels: int) -> None:
         repeats = (1, channels, *([1] * (stem.weight.ndim - 2)))
         stem.weight = nn.Parameter(summed.repeat(repeats), requires_grad=stem.weight.requires_grad)
     stem.in_channels = channels
+    module: Any
     for module in network.modules():
         if getattr(module, "num_channels", None) == old:
             module.num_channels = channels
         config = getattr(module, "config", None)
-        if getattr(config, "num_channels", None) == old:
+        if config is not None and getattr(config, "num_channels", None) == old:
             config.num_channels = channels

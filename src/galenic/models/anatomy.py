@@ -31,9 +31,7 @@ def anatomy(network: nn.Module) -> Anatomy:
     names = dict(network.named_modules())
     blocks = _blocks(names)
     norms = tuple(name for name, module in names.items() if is_norm(module))
-    stem = next(
-        (n for n, m in names.items() if isinstance(m, (*CONVOLUTIONS, nn.Embedding))), None
-    )
+    stem = next((n for n, m in names.items() if isinstance(m, (*CONVOLUTIONS, nn.Embedding))), None)
     attends = any("attention" in type(module).__name__.lower() for module in names.values())
     convolves = sum(isinstance(module, CONVOLUTIONS) for module in names.values())
     family = "transformer" if attends else "convolutional" if convolves > 1 else "other"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -44,7 +44,7 @@ def open_monai(text: str) -> Opened:
         _load(network, str(weights))
     size = arguments.get("img_size", (96,) * int(arguments.get("spatial_dims", 3)))
     sides = tuple(size) if isinstance(size, list | tuple) else (size,) * 3
-    form = "volume" if len(sides) == 3 else "image"
+    form: Literal["volume", "image"] = "volume" if len(sides) == 3 else "image"
     channels = int(arguments.get("in_channels", 1))
     key = next(iter(_parameters(network)))
     return Opened(network.eval(), InputSpec(key, form, channels=channels, size=sides))

@@ -26,7 +26,10 @@ def open_huggingface(name: str, random: bool = False) -> Opened:
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
 
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     folder = Path(name)
     if folder.is_dir():
         refuse_pickle(folder)
@@ -50,6 +53,9 @@ def open_huggingface(name: str, random: bool = False) -> Opened:
             expected="a folder with config.json and model.safetensors, or an id in the cache",
             next_step="Give the folder's path, or connect to the hub once.",
         ) from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     network.eval()
     main = network.main_input_name
     if main == "input_ids":

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 TargetKind = Literal["binary", "multiclass", "multilabel", "ordinal", "continuous"]
-
-
-class Encoder(Protocol):
-    """What turns a batch into pooled features [B, width]."""
-
-    def __call__(self, **inputs: Tensor) -> Tensor: ...
 
 
 class Classifier(nn.Module):
@@ -28,6 +22,9 @@ class Classifier(nn.Module):
         spread: Standard deviation of a continuous target in training.
         label_smoothing: Share of the probability spread over all classes (multiclass, ordinal).
     """
+
+    centre: Tensor
+    spread: Tensor
 
     def __init__(
         self,
@@ -70,7 +67,8 @@ class Classifier(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute the network's activations in the backward pass."""
-        self.encoder.gradient_checkpointing_enable()
+        enable: Any = self.encoder.gradient_checkpointing_enable
+        enable()
 
 
 def target_loss(

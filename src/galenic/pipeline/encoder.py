@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from galenic.models.backbone import Backbone
@@ -40,6 +42,6 @@ class PooledEncoder(nn.Module):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass, where the network knows how."""
-        network = self.backbone.network
+        network: Any = self.backbone.network
         if hasattr(network, "gradient_checkpointing_enable"):
             network.gradient_checkpointing_enable({"use_reentrant": False})

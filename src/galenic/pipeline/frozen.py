@@ -123,7 +123,7 @@ class Rows(Dataset[Example]):
         labels: Array,
         *,
         inputs: Inputs | None = None,
-        ahead: dict[str, Sequence[Array]] | None = None,
+        ahead: dict[str, Any] | None = None,
     ) -> None:
         self.rows = np.asarray(rows)
         self.labels = labels
@@ -132,6 +132,12 @@ class Rows(Dataset[Example]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def lengths(self) -> Array | None:
+        """Size of each sample, where sizes differ."""
+        lengths = None if self.inputs is None else self.inputs.lengths
+        return None if lengths is None else lengths[self.rows]
 
     def __getitem__(self, place: int) -> Example:
         row = int(self.rows[place])

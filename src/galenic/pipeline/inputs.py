@@ -74,6 +74,13 @@ class Inputs(Dataset[Example]):
             params = self.transform.draw(np.random.default_rng([self.seed, self.epoch, row]), value)
         return {self.spec.key: self.transform.apply(value, params)}
 
+    @property
+    def lengths(self) -> Array | None:
+        """Tokens of each row of a text cohort; None where all inputs have one size."""
+        if self.tokens is None:
+            return None
+        return np.array([len(ids) for ids in next(iter(self.tokens.values()))])
+
     def set_epoch(self, epoch: int) -> None:
         """Draw afresh from now on."""
         self.epoch = epoch

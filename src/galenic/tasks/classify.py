@@ -20,57 +20,24 @@ from galenic.core.run import Run
 from galenic.core.schedule import Schedule
 from galenic.core.seeding import seed_everything
 from galenic.core.trainer import Validation, fit, predict
-from galenic.data.augment import AugmentConfig
-from galenic.data.cohort import Cohort
-from galenic.data.labels import LabelKind, require_seen
+from galenic.data.labels import require_seen
 from galenic.data.splits import SplitConfig, Splits, make_splits
 from galenic.data.tabular import TabularEncoder
 from galenic.evaluation.metrics import MAIN, greater_is_better, point
 from galenic.evaluation.protocol import ScoreConfig, score, to_scores
 from galenic.models.anatomy import depths
-from galenic.models.backbone import Backbone, open_backbone
+from galenic.models.backbone import open_backbone
 from galenic.models.heads import LinearHead, NeighbourHead
 from galenic.models.prefix import frozen_prefix
 from galenic.objectives.classification import Classifier
+from galenic.pipeline.config import DEFAULT_BACKBONES, Columns, InputConfig, open_cohort
 from galenic.pipeline.encoder import PooledEncoder
 from galenic.pipeline.frozen import FrozenCache, Rows
 from galenic.pipeline.inputs import Collate, Inputs, single_input
 from galenic.pipeline.mistakes import worst
+from galenic.pipeline.votes import logits_of, votes_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-DEFAULT_BACKBONES = {
-    "text": "builtin:minilm",
-    "image": "builtin:efficientnet-lite0",
-    "volume": "builtin:efficientnet-lite0",
-    "ecg": "builtin:efficientnet-lite0",
-    "audio": "builtin:efficientnet-lite0",
-    "table": "builtin:table",
-}
-QUICK_ROWS = 96
-
-
-class Columns(BaseConfig):
-    """Which columns of the manifest play which part; None for a guess from name and values."""
-
-    inputs: list[str] | None = None
-    label: str | list[str] | None = None
-    kind: LabelKind | None = None
-    patient_id: str | None = None
-    site: str | None = None
-    date: str | None = None
-    split: str | None = None
-
-
-class InputConfig(BaseConfig):
-    """What the backbone is given."""
-
-    size: int | list[int] | None = Field(
-        None, description="Pixels (H = W) or [H, W]; None: the backbone's own."
-    )
-    channels: int | None = Field(None, description="None: as many as the backbone was trained on.")
-    max_length: int | None = Field(None, description="Tokens of a text; None: the backbone's own.")
-    augment: AugmentConfig | None = Field(None, description="None draws nothing.")
 
 
 class HeadConfig(BaseConfig):
@@ -153,7 +120,7 @@ class Job:
         self.config, self.run = config, run
         self.fit_seconds = self.feature_seconds = 0.0
         self.steps = 0
-        self.cohort = _open_cohort(config)
+        self.cohort = open_cohort(config.data, config.columns, quick=config.quick)
         label = self.cohort.label
         if label is None:
             raise DataError(
@@ -178,7 +145,7 @@ class Job:
             DEFAULT_BACKBONES[modality] if config.backbone == "auto" else config.backbone,
             modality=modality,
             channels=channels,
-            size=_size(config.input.size),
+            size=config.input.sides,
             max_length=config.input.max_length,
             pool=config.pool,
         )
@@ -225,15 +192,16 @@ class Job:
         module: LinearHead | NeighbourHead
         if head.kind == "knn":
             module = NeighbourHead(self.backbone.width, outputs, head.neighbours, head.temperature)
-            votes = _votes(kind, self.training_targets[train], outputs, centre, spread)
+            votes = votes_of(kind, self.training_targets[train], outputs, centre, spread)
             module.remember(torch.from_numpy(self.pooled("train")), torch.from_numpy(votes))
         else:
             module = LinearHead(self.backbone.width, outputs, head.dropout)
             if head.standardise:
                 module.standardise(torch.from_numpy(self.pooled("train")))
         tuners.attach(self.backbone, self.tuner)
+        self.block = self._block()
         return Classifier(
-            PooledEncoder(self.backbone, self._block()),
+            PooledEncoder(self.backbone, self.block),
             module,
             kind,
             centre=centre,
@@ -278,7 +246,7 @@ class Job:
             )
         elif self.frozen:
             return Rows(rows, labels, ahead={"features": self.pooled(part)})
-        elif block := self.objective.encoder.block:
+        elif block := self.block:
             started = time.perf_counter()
             hidden = self._cache().hidden(self.backbone, inputs, rows.tolist(), block)
             self.feature_seconds += time.perf_counter() - started
@@ -315,7 +283,7 @@ class Job:
         self.fit_seconds, self.steps = result.seconds, result.steps
 
     def _unit(self) -> tuple[float, float]:
-        return float(self.objective.centre), float(self.objective.spread)
+        return self.objective.centre.item(), self.objective.spread.item()
 
     def _weights(self) -> Array:
         targets = self.training_targets[self.splits.train]
@@ -347,7 +315,7 @@ class Job:
                 batch_size=self.config.schedule.eval_batch_size,
             )["logits"]
         if self.config.head.kind == "knn":
-            logits = {part: _from_votes(self.label.kind, values) for part, values in logits.items()}
+            logits = {part: logits_of(self.label.kind, values) for part, values in logits.items()}
         scored = score(
             self.label.kind,
             list(self.label.classes),
@@ -384,45 +352,12 @@ def load(run: Run) -> tuple[Job, Classifier]:
     return job, job.objective.eval()
 
 
-def _open_cohort(config: Config) -> Cohort:
-    columns = config.columns
-    cohort = Cohort.open(
-        config.data,
-        inputs=columns.inputs,
-        label=columns.label,
-        kind=columns.kind,
-        patient_id=columns.patient_id,
-        site=columns.site,
-        date=columns.date,
-        split=columns.split,
-    )
-    if config.quick and len(cohort) > QUICK_ROWS:
-        cohort = cohort.subset(_spread(cohort, QUICK_ROWS))
-    return cohort
-
-
-def _spread(cohort: Cohort, count: int) -> Array:
-    """About `count` rows of the commonest classes, whole classes together."""
-    targets = cohort.targets()
-    if targets.ndim > 1 or cohort.label is None or cohort.label.kind == "continuous":
-        return np.arange(count)
-    values, counts = np.unique(targets[targets >= 0], return_counts=True)
-    common = values[np.argsort(-counts, kind="stable")[:4]]
-    each = count // len(common)
-    chosen = [np.flatnonzero(targets == value)[:each] for value in common]
-    return np.sort(np.concatenate(chosen))
-
-
 def _quick(config: Config) -> Config:
     schedule = config.schedule.model_copy(
         update={"epochs": 1, "max_steps": 2, "batch_size": 8, "eval_batch_size": 16}
     )
     score_config = config.score.model_copy(update={"resamples": 50})
     return config.model_copy(update={"schedule": schedule, "score": score_config})
-
-
-def _size(size: int | list[int] | None) -> int | tuple[int, ...] | None:
-    return tuple(size) if isinstance(size, list) else size
 
 
 def _describe(splits: Splits, config: Config) -> dict[str, Any]:
@@ -433,26 +368,3 @@ def _describe(splits: Splits, config: Config) -> dict[str, Any]:
         "counts": {part: len(rows) for part, rows in parts.items()},
         **parts,
     }
-
-
-def _votes(kind: str, targets: Array, outputs: int, centre: float, spread: float) -> Array:
-    if kind == "continuous":
-        return ((targets - centre) / spread).astype(np.float32)[:, None]
-    if kind == "multilabel":
-        return targets.astype(np.float32)
-    if kind == "binary":
-        return targets.astype(np.float32)[:, None]
-    return np.eye(outputs, dtype=np.float32)[targets]
-
-
-def _from_votes(kind: str, votes: Array) -> Array:
-    """Shares of votes as logits, so that every arm is scored alike."""
-    if kind == "continuous":
-        return votes
-    if kind in ("binary", "multilabel"):
-        clipped = np.clip(votes, 1e-4, 1 - 1e-4)
-        return np.log(clipped) - np.log1p(-clipped)
-    return np.log(np.clip(votes, 1e-4, None))
-
-
-__all__ = ["Backbone", "Config", "Job", "load", "run"]

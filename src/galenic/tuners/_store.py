@@ -83,7 +83,7 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
             for key, buffer in module.named_buffers(recurse=False):
                 full = f"{name}.{key}" if name else key
                 if full in saved:
-                    state[full] = buffer  # type: ignore[assignment]
+                    state[full] = buffer
     return state  # type: ignore[return-value]
 
 

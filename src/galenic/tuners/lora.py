@@ -6,7 +6,7 @@ arXiv 2106.09685.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -100,7 +100,7 @@ def attach(backbone: Backbone, config: Config) -> None:
     network = backbone.network
     names = targets(network, config)
     for name in names:
-        weight = network.get_submodule(name).weight
+        weight: Any = network.get_submodule(name).weight
         room = min(int(weight.shape[0]), weight.numel() // int(weight.shape[0]))
         if config.rank > room:
             raise ConfigError(

@@ -1,0 +1,73 @@
+"""The report: one HTML file that opens offline, from nothing but a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from galenic.core.files import atomic_write
+from galenic.core.run import Run
+from galenic.evaluation.metrics import greater_is_better
+
+TEMPLATE = "report.html.j2"
+
+
+def write(path: Path) -> Path:
+    """Write `report.html` (and the model card of a single run) into a folder.
+
+    Args:
+        path: A run folder, or a comparison.
+
+    Raises:
+        RunError: If it is neither.
+    """
+    from galenic.app.report.modelcard import write_card
+    from galenic.app.report.read import read_comparison, read_run
+
+    run = Run.open(path)
+    if (run.path / "leaderboard.json").is_file():
+        context = read_comparison(run)
+    else:
+        context = read_run(run)
+        write_card(run)
+    target = run.path / "report.html"
+    atomic_write(target, _environment().get_template(TEMPLATE).render(**context))
+    return target
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("galenic.app.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = figure
+    environment.filters["words"] = words
+    environment.filters["percent"] = percent
+    environment.globals["greater_is_better"] = greater_is_better
+    return environment
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number for people; a dash where there is none."""
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share, with as many digits as it takes to see it."""
+    if value is None:
+        return "–"
+    return f"{value:.0%}" if value >= 0.1 or value == 0 else f"{value:.2%}"
+
+
+SHORT = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "mcc": "MCC", "r2": "R²", "mae": "MAE",
+         "rmse": "RMSE", "macro_f1": "macro F1", "quadratic_kappa": "quadratic kappa"}  # fmt: skip
+
+
+def words(name: str) -> str:
+    """A metric's or file's name as one writes it."""
+    return SHORT.get(name, name.replace("_", " "))

@@ -14,7 +14,12 @@ from galenic.data.values import Image, Volume
 MODALITY = "image"
 SUFFIXES = (".dcm", ".dicom")
 # Centre and width in Hounsfield units.
-WINDOWS = {"lung": (-600.0, 1500.0), "soft": (40.0, 400.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0)}
+WINDOWS = {
+    "lung": (-600.0, 1500.0),
+    "soft": (40.0, 400.0),
+    "bone": (400.0, 1800.0),
+    "brain": (40.0, 80.0),
+}
 HEADER_TAGS = [
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PixelSpacing", "ImagerPixelSpacing",
     "SliceThickness", "PhotometricInterpretation", "Modality",

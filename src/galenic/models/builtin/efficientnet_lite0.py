@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ FILE = "models/efficientnet-lite0-57934424.pth"
 class Trunk(nn.Module):
     """The network up to its last map, without dropout and classifier."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
         self.blocks = network._blocks
@@ -25,7 +27,7 @@ class Trunk(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map [B, 1280, H / 32, W / 32] of pixels [B, C, H, W]."""
         state = self.stem(pixel_values)
-        for block in self.blocks:
+        for block in self.blocks.children():
             state = block(state)
         return self.top(state)
 

@@ -91,7 +91,7 @@ def __getattr__(name: str) -> Any:
         from galenic.tuners.ssf import model
         from galenic.tuners.ssf.config import SSFConfig
 
-        assert model.SSFModel  # importing it is what registers the method with peft
+        assert model.SSFModel is not None  # importing it is what registers the method with peft
         return SSFConfig
     if name in ("SSFModel", "merge_change"):
         from galenic.tuners.ssf import model

@@ -39,7 +39,7 @@ class SSFModel(BaseTuner):
 
     prefix = "ssf_"
     tuner_layer_cls = SSFLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (peft's own form)
+    target_module_mapping: dict[str, list[str]] = {}
     merge_report: MergeReport | None = None
 
     def inject_adapter(

@@ -1,0 +1,251 @@
+"""What the report shows, read from a run folder; a missing file becomes a sentence."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from galenic.app.report import plots
+from galenic.core.config import dump_yaml
+from galenic.core.errors import RunError
+from galenic.core.run import Run
+from galenic.evaluation.curves import confusion_table, pr_curve, roc_curve
+
+MOST_CURVES = 6
+
+
+def read_run(run: Run) -> dict[str, Any]:
+    """Context of a report on one run."""
+    arm = _arm(run, run.provenance.get("recipe", run.path.name))
+    return _frame(run) | {
+        "title": arm["name"],
+        "data": run.provenance.get("data") or {},
+        "backbone": (run.provenance.get("weights") or {}).get("backbone", ""),
+        "metric": arm["metric"],
+        "board": None,
+        "arms": [arm],
+    }
+
+
+def read_comparison(run: Run) -> dict[str, Any]:
+    """Context of a report on a comparison."""
+    board = run.read_json("leaderboard.json")
+    metric = board["metric"]
+    ends = [e[k] for row in board["rows"] if (e := row["metrics"][metric]) for k in ("low", "high")]
+    ends = [end for end in ends if end is not None] or [0.0, 1.0]
+    against = {d["b"]: d for d in board["differences"]}
+    rows = []
+    for row in board["rows"]:
+        estimate = row["metrics"][metric]
+        rows.append(
+            row
+            | {
+                "spark": plots.interval(
+                    estimate["low"], estimate["value"], estimate["high"], min(ends), max(ends)
+                ),
+                "against": against.get(row["recipe"]),
+            }
+        )
+    arms = []
+    for row in board["rows"]:
+        try:
+            arms.append(_arm(Run.open(run.path / row["run"]), row["recipe"]))
+        except RunError:
+            continue
+    return _frame(run) | {
+        "title": "Comparison",
+        "data": board["data"],
+        "backbone": board["backbone"],
+        "metric": metric,
+        "board": board | {"rows": rows, "plots": _cost_plots(board, metric)},
+        "arms": arms,
+    }
+
+
+def _frame(run: Run) -> dict[str, Any]:
+    status = run.read_json("status.json")
+    return {
+        "state": status["state"],
+        "message": status.get("message", ""),
+        "provenance": run.provenance,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _cost_plots(board: Mapping[str, Any], metric: str) -> list[Any]:
+    from galenic.app.report import words
+
+    def rows(key: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": row["recipe"],
+                "x": row["cost"][key],
+                "pareto": row["pareto"],
+                **{k: row["metrics"][metric][k] for k in ("value", "low", "high")},
+            }
+            for row in board["rows"]
+        ]
+
+    name = words(metric)
+    return [
+        plots.cost(
+            rows("trainable_share"), x="trainable share (log)", y=name, log=True,
+            label=f"{name} against the share of parameters that train",
+        ),
+        plots.cost(
+            rows("seconds"), x="seconds", y=name, log=False, label=f"{name} against time"
+        ),
+    ]  # fmt: skip
+
+
+def _arm(run: Run, name: str) -> dict[str, Any]:
+    scores = _json(run, "metrics.json") or {}
+    kind, classes = scores.get("kind", ""), scores.get("classes", [])
+    table = _predictions(run)
+    return {
+        "name": name,
+        "folder": run.path.name,
+        "state": run.state,
+        "metric": scores.get("main", ""),
+        "metrics": scores.get("test", {}),
+        "kind": kind,
+        "classes": classes,
+        "cost": _json(run, "cost.json"),
+        "curves": _curves(kind, classes, table),
+        "confusion": _confusion(kind, classes, table),
+        "calibration": _calibration(run),
+        "operating": _json(run, "operating.json"),
+        "subgroups": _json(run, "subgroups.json"),
+        "mistakes": _mistakes(run),
+        "fit": _fit(run),
+        "config": dump_yaml(run.config),
+    }
+
+
+def _json(run: Run, name: str) -> Any:
+    try:
+        return run.read_json(name)
+    except RunError:
+        return None
+
+
+def _predictions(run: Run) -> pd.DataFrame | None:
+    path = run.path / "predictions.parquet"
+    if not path.is_file():
+        return None
+    table = pd.read_parquet(path)
+    return table[table["split"] == "test"]
+
+
+def _scores(table: pd.DataFrame) -> np.ndarray[Any, Any]:
+    return table.filter(regex=r"^score_\d+$").to_numpy()
+
+
+def _curves(kind: str, classes: list[str], table: pd.DataFrame | None) -> list[Any]:
+    """ROC and precision-recall: of the one class, or of the six commonest against the rest."""
+    if table is None or not len(table) or kind in ("", "continuous"):
+        return []
+    scores = _scores(table)
+    named: list[tuple[str, Any, Any]] = []
+    if kind == "binary":
+        named = [
+            (
+                classes[1] if len(classes) > 1 else "positive",
+                table["label"].to_numpy(),
+                scores[:, 0],
+            )
+        ]
+    elif kind == "multilabel":
+        for place, name in enumerate(classes[:MOST_CURVES]):
+            truth = table[f"label_{place}"].to_numpy()
+            known = ~np.isnan(truth)
+            named.append((name, truth[known], scores[known, place]))
+    else:
+        label = table["label"].to_numpy()
+        common = np.argsort(-np.bincount(label, minlength=len(classes)), kind="stable")
+        for place in common[:MOST_CURVES]:
+            named.append((classes[place], (label == place).astype(int), scores[:, place]))
+    roc = [(n, list(zip(*roc_curve(y, s), strict=True))) for n, y, s in named if len(y)]
+    pr = [(n, list(zip(*pr_curve(y, s), strict=True))) for n, y, s in named if len(y)]
+    note = (
+        "" if len(named) == 1 or len(classes) <= MOST_CURVES else f", the {MOST_CURVES} commonest"
+    )
+    return [
+        plots.lines(
+            roc, x="false positive rate", y="sensitivity", diagonal=True,
+            label=f"ROC on test{note}",
+        ),
+        plots.lines(pr, x="recall", y="precision", label=f"Precision and recall on test{note}"),
+    ]  # fmt: skip
+
+
+def _confusion(kind: str, classes: list[str], table: pd.DataFrame | None) -> Any:
+    if table is None or not len(table) or kind not in ("binary", "multiclass", "ordinal"):
+        return None
+    scores = _scores(table)
+    counts = confusion_table(
+        kind, table["label"].to_numpy(), scores[:, 0] if kind == "binary" else scores
+    )
+    totals = counts.sum(axis=1)
+    return [
+        {
+            "name": name,
+            "total": int(total),
+            "cells": [
+                {"count": int(c), "share": round(float(c) / total, 3) if total else 0.0}
+                for c in row
+            ],
+        }
+        for name, row, total in zip(classes, counts, totals, strict=True)
+    ]
+
+
+def _calibration(run: Run) -> Any:
+    found = _json(run, "calibration.json")
+    if found is None:
+        return None
+    series = [
+        (
+            f"{when} (ECE {found[when]['ece']['value']:.3f})",
+            [(p["confidence"], p["accuracy"]) for p in found["curve"][when]],
+        )
+        for when in ("before", "after")
+    ]
+    found["plot"] = plots.lines(
+        series, x="confidence", y="accuracy", diagonal=True,
+        label=f"Reliability before and after temperature {found['temperature']:.2f}",
+    )  # fmt: skip
+    return found
+
+
+def _mistakes(run: Run) -> list[Any]:
+    found = _json(run, "mistakes.json") or []
+    for mistake in found:
+        shown = mistake["input"]
+        if shown["kind"] == "image":
+            path = run.path / Path(shown["png"])
+            data = base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
+            shown["data"] = f"data:image/png;base64,{data}"
+    return found
+
+
+def _fit(run: Run) -> Any:
+    events = run.events()
+    train = [(e["epoch"], e["loss"]) for e in events if e.get("event") == "train"]
+    known = ("event", "step", "epoch", "time")
+    valid = [
+        (e["epoch"], next(v for k, v in e.items() if k not in known))
+        for e in events
+        if e.get("event") == "validation"
+    ]
+    found = [
+        plots.lines([("loss", train)], x="epoch", y="training loss", unit=False, label="Training loss"),
+        plots.lines([("validation", valid)], x="epoch", y="validation", unit=False, label="Validation metric"),
+    ]  # fmt: skip
+    return [plot for plot in found if plot]

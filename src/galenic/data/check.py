@@ -1,0 +1,238 @@
+"""`galenic check`: what is wrong with a cohort before a model learns it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from galenic.core.errors import DataError, GalenicError
+from galenic.core.progress import track
+from galenic.data.cohort import Cohort
+from galenic.data.duplicates import content_hash, difference_hash, near_pairs
+from galenic.data.labels import require_seen
+from galenic.data.splits import PARTS, SplitConfig, Splits, make_splits
+from galenic.data.values import Image, Volume
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Level = Literal["error", "warning", "info"]
+# A robust z-score beyond which a pixel spacing is worth a look.
+OUTLIER = 5.0
+SHOWN_ROWS = 20
+RARE_CLASS = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was noticed.
+
+    Attributes:
+        level: An error will break or mislead a training; a warning may.
+        code: Short name, stable between versions.
+        message: One sentence, without any patient identifier.
+        rows: Rows of the manifest, the first twenty.
+    """
+
+    level: Level
+    code: str
+    message: str
+    rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings, and plain facts about the cohort."""
+
+    findings: tuple[Finding, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Seen:
+    """What one pass over the files gathered."""
+
+    broken: list[tuple[int, str]] = field(default_factory=list)
+    content: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    look: list[tuple[int, int]] = field(default_factory=list)
+    spacing: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
+    shapes: dict[tuple[int, ...], int] = field(default_factory=lambda: defaultdict(int))
+
+
+def check(cohort: Cohort, splits: Splits | None = None) -> Report:
+    """Read every file once, and report what is wrong or odd.
+
+    Args:
+        cohort: What to look at.
+        splits: The parts; None for the manifest's own, where it has them.
+    """
+    findings = [Finding("warning", "assumed", note) for note in cohort.notes]
+    part = np.full(len(cohort), -1)
+    if splits is None and cohort.split_column:
+        try:
+            splits = make_splits(cohort, SplitConfig(how="given"), seed=0)
+        except GalenicError as error:
+            code = "patient-leak" if "patient" in error.found else "splits"
+            findings.append(Finding("error", code, error.message.replace("\n", "; ")))
+    if splits is not None:
+        for place, name in enumerate(PARTS):
+            part[getattr(splits, name)] = place
+    findings += _labels(cohort, splits)
+    findings += _missing(cohort)
+    seen = _read_all(cohort)
+    findings += _unreadable(seen)
+    findings += _copies(cohort, seen, part)
+    findings += _spacing(seen)
+    if len(seen.shapes) > 1:
+        common = max(seen.shapes, key=lambda shape: seen.shapes[shape])
+        text = f"{len(seen.shapes)} different sizes; the commonest is {_by(common)}."
+        findings.append(Finding("info", "sizes", text))
+    order = {"error": 0, "warning": 1, "info": 2}
+    findings.sort(key=lambda finding: order[finding.level])
+    return Report(tuple(findings), _facts(cohort))
+
+
+def _facts(cohort: Cohort) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "rows": len(cohort),
+        "patients": len(np.unique(cohort.patient_ids)),
+        "inputs": dict(cohort.inputs),
+    }
+    if cohort.label is not None:
+        facts["label"] = cohort.label.kind
+        facts["counts"] = _counts(cohort)
+    return facts
+
+
+def _counts(cohort: Cohort) -> dict[str, int]:
+    assert cohort.label is not None
+    targets = cohort.targets()
+    if cohort.label.kind == "continuous":
+        return {"known": int((~np.isnan(targets)).sum())}
+    if cohort.label.kind == "multilabel":
+        return {n: int((targets[:, i] == 1).sum()) for i, n in enumerate(cohort.label.classes)}
+    return {n: int((targets == i).sum()) for i, n in enumerate(cohort.label.classes)}
+
+
+def _labels(cohort: Cohort, splits: Splits | None) -> list[Finding]:
+    if cohort.label is None:
+        return [Finding("warning", "no-label", "The cohort has no label column.")]
+    found = []
+    targets = cohort.targets()
+    if splits is not None:
+        try:
+            require_seen(cohort.label, targets, splits)
+        except DataError as error:
+            found.append(Finding("error", "unseen-class", error.found))
+    unknown = np.isnan(targets) if targets.dtype.kind == "f" else targets < 0
+    missing = unknown.reshape(len(targets), -1).all(axis=1)
+    if missing.any():
+        text = f"{int(missing.sum())} of {len(cohort)} rows have no label; they are left out."
+        found.append(Finding("warning", "missing-label", text, _rows(np.flatnonzero(missing))))
+    rare = {name: n for name, n in _counts(cohort).items() if n < RARE_CLASS}
+    if rare:
+        names = ", ".join(f"{name} ({n})" for name, n in list(rare.items())[:8])
+        found.append(Finding("warning", "rare-class", f"Classes with under {RARE_CLASS}: {names}."))
+    return found
+
+
+def _missing(cohort: Cohort) -> list[Finding]:
+    columns = [c for c in (*cohort.inputs, *cohort.feature_columns) if c in cohort.table]
+    found = []
+    for column in columns:
+        empty = cohort.table[column].isna().to_numpy()
+        if empty.any():
+            level: Level = "info" if column in cohort.feature_columns else "error"
+            text = f"Column '{column}' is empty in {int(empty.sum())} of {len(cohort)} rows."
+            found.append(Finding(level, "missing-value", text, _rows(np.flatnonzero(empty))))
+    return found
+
+
+def _read_all(cohort: Cohort) -> _Seen:
+    seen = _Seen()
+    if set(cohort.inputs.values()) == {"table"}:
+        hashed = cohort.features().apply(lambda row: repr(row.to_list()), axis=1)
+        for row, text in enumerate(hashed):
+            seen.content[content_hash(text)].append(row)
+        return seen
+    for row in track(range(len(cohort)), "reading every file"):
+        try:
+            values = cohort.read(row)
+        except GalenicError as error:
+            seen.broken.append((row, error.found))
+            continue
+        for value in values.values():
+            seen.content[content_hash(value)].append(row)
+            if isinstance(value, Image | Volume):
+                seen.look.append((row, difference_hash(value)))
+                seen.shapes[(value.pixels if isinstance(value, Image) else value.voxels).shape] += 1
+                if value.spacing_mm is not None:
+                    seen.spacing.append((row, value.spacing_mm))
+    return seen
+
+
+def _unreadable(seen: _Seen) -> list[Finding]:
+    by_reason: dict[str, list[int]] = defaultdict(list)
+    for row, reason in seen.broken:
+        by_reason[reason].append(row)
+    return [
+        Finding("error", "unreadable", f"{reason} ({len(rows)} row(s))", _rows(rows))
+        for reason, rows in by_reason.items()
+    ]
+
+
+def _copies(cohort: Cohort, seen: _Seen, part: Array) -> list[Finding]:
+    """Same content across parts or patients, and pictures that look alike across parts."""
+    crossing, repeated = [], []
+    for rows in seen.content.values():
+        if len(rows) < 2:
+            continue
+        parts = set(part[rows].tolist()) - {-1}
+        if len(parts) > 1:
+            crossing += rows
+        elif len(set(cohort.patient_ids[rows].tolist())) > 1:
+            repeated += rows
+    found = []
+    if crossing:
+        text = f"{len(crossing)} rows have the same content on two sides of the split."
+        found.append(Finding("error", "content-leak", text, _rows(crossing)))
+    if repeated:
+        text = f"{len(repeated)} rows repeat the content of another patient's row."
+        found.append(Finding("warning", "same-content", text, _rows(repeated)))
+    known = set(crossing) | set(repeated)
+    pairs = [
+        (seen.look[a][0], seen.look[b][0])
+        for a, b in near_pairs([bits for _, bits in seen.look])
+        if not {seen.look[a][0], seen.look[b][0]} <= known
+    ]
+    across = [p for p in pairs if part[p[0]] != part[p[1]] and -1 not in (part[p[0]], part[p[1]])]
+    if across:
+        rows = [row for pair in across for row in pair]
+        text = f"{len(across)} pairs of pictures on two sides of the split look nearly the same."
+        found.append(Finding("warning", "near-duplicate", text, _rows(rows)))
+    return found
+
+
+def _spacing(seen: _Seen) -> list[Finding]:
+    if len(seen.spacing) < RARE_CLASS:
+        return []
+    logs = np.log([[max(side, 1e-6) for side in spacing[-2:]] for _, spacing in seen.spacing])
+    away = np.abs(logs - np.median(logs, axis=0))
+    # At least one per cent of spread: identical scanners must not make rounding an outlier.
+    spread = np.maximum(1.4826 * np.median(away, axis=0), 0.01)
+    odd = np.flatnonzero((away / spread > OUTLIER).any(axis=1))
+    if not len(odd):
+        return []
+    rows = [seen.spacing[place][0] for place in odd]
+    text = f"{len(odd)} of {len(seen.spacing)} pixel spacings are far from the others."
+    return [Finding("warning", "spacing", text, _rows(rows))]
+
+
+def _rows(rows: Sequence[int] | Array) -> tuple[int, ...]:
+    return tuple(int(row) for row in sorted(set(rows))[:SHOWN_ROWS])
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
