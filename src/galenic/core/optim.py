@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from galenic.core.errors import ConfigError
@@ -43,6 +44,17 @@ def parameter_groups(
     if not groups:
         raise ConfigError("Nothing of the objective trains.", next_step="Choose another tuner.")
     return list(groups.values())
+
+
+def optimiser(groups: list[dict[str, Any]], lr: float) -> torch.optim.AdamW:
+    """AdamW over `groups`, in one kernel where the device has it.
+
+    Args:
+        groups: Of :func:`parameter_groups`.
+        lr: For groups that name none.
+    """
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, lr=lr, fused=devices <= {"cpu"} or devices <= {"cuda"})
 
 
 def cosine_factor(schedule: Schedule, steps: int) -> Callable[[int], float]:

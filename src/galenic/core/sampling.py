@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
+from galenic.core.errors import DataError
 from galenic.core.seeding import rng
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,6 +28,9 @@ class EpochSampler(Sampler[int]):
         lengths: Size of each sample; batches are then made of samples of like size, which
             spares padding. None for batches by chance alone.
         batch_size: Samples a batch, for `lengths`.
+
+    Raises:
+        DataError: If the weights are not one finite number >= 0 a sample, or all are zero.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class EpochSampler(Sampler[int]):
         self.count = count
         self.seed = seed
         self.epoch = 0
-        self.chances = None if weights is None else weights / weights.sum()
+        self.chances = None if weights is None else _chances(weights, count)
         self.lengths = lengths
         self.batch_size = batch_size
 
@@ -60,6 +64,56 @@ class EpochSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Draw another order from now on."""
         self.epoch = epoch
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Batches of one process out of the order of all: together the processes see each sample.
+
+    The last batch of an epoch may be short; where it cannot be dealt out evenly, samples from
+    the start of the epoch fill it up.
+
+    Args:
+        order: The order of the epoch, the same in every process.
+        batch_size: Samples a batch and process.
+        rank: Which process this is.
+        world: How many processes there are.
+    """
+
+    def __init__(self, order: EpochSampler, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.order, self.batch_size = order, batch_size
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.order)
+        whole = self.batch_size * self.world
+        for start in range(0, len(order), whole):
+            batch = order[start : start + whole]
+            short = -len(batch) % self.world
+            batch += [order[place % len(order)] for place in range(short)]
+            share = len(batch) // self.world
+            yield batch[self.rank * share : (self.rank + 1) * share]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw another order from now on."""
+        self.order.set_epoch(epoch)
+
+
+def _chances(weights: Array, count: int) -> Array:
+    values = np.asarray(weights, dtype=np.float64)
+    if values.shape != (count,):
+        raise DataError(
+            f"There are sample weights of shape {values.shape} for {count} samples.",
+            expected="one weight a sample",
+        )
+    if not np.isfinite(values).all() or (values < 0).any() or values.sum() == 0:
+        raise DataError(
+            "The sample weights cannot be drawn by.",
+            expected="finite numbers >= 0, at least one of them above 0",
+        )
+    return values / values.sum()
 
 
 def _bucketed(order: Array, lengths: Array, batch_size: int, draw: np.random.Generator) -> Array:

@@ -13,7 +13,9 @@ class Schedule(Config):
     """Of AdamW with warm-up and cosine decay."""
 
     epochs: float = Field(10, gt=0, description="Passes over the training samples.")
-    max_steps: int | None = Field(None, ge=1, description="Optimiser steps at most.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Optimiser steps at most, if `epochs` has more."
+    )
     batch_size: int = Field(32, ge=1, description="Samples a step and device.")
     eval_batch_size: int = Field(64, ge=1)
     accumulate: int = Field(1, ge=1, description="Batches summed before a step.")

@@ -16,10 +16,11 @@ from galenic.core.config import Config as BaseConfig
 from galenic.core.errors import ConfigError, DataError
 from galenic.core.files import atomic_write
 from galenic.core.meters import Meter, count_parameters
+from galenic.core.prediction import predict
 from galenic.core.run import Run
 from galenic.core.schedule import Schedule
 from galenic.core.seeding import seed_everything
-from galenic.core.trainer import Validation, fit, predict
+from galenic.core.trainer import Validation, fit
 from galenic.data.labels import require_seen
 from galenic.data.splits import SplitConfig, Splits, make_splits
 from galenic.data.tabular import TabularEncoder
@@ -331,6 +332,9 @@ class Job:
         for name, document in scored.documents.items():
             self.run.write_json(name, document)
         self.run.write_table("predictions.parquet", scored.predictions)
+        main = scored.documents["metrics.json"]["main"]
+        value = scored.documents["metrics.json"]["test"][main]["value"]
+        self.run.log({"event": "scored", main: value})
         worst(self.run, self.cohort, self.label, scored.predictions)
 
     def save(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any, cast
 
 from torch import nn
 
@@ -103,7 +104,7 @@ def channels_of(module: nn.Module) -> int:
     if isinstance(module, nn.Linear):
         return int(module.out_features)
     if type(module).__name__ == "Conv1D":
-        return int(module.weight.shape[1])
+        return int(cast(Any, module).weight.shape[1])
     if is_conv(module):
         return int(module.out_channels)  # type: ignore[arg-type]
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
@@ -112,7 +113,7 @@ def channels_of(module: nn.Module) -> int:
         return int(module.num_channels)
     if isinstance(module, (*_BATCH, *_INSTANCE)):
         return int(module.num_features)
-    return int(module.weight.shape[-1])
+    return int(cast(Any, module).weight.shape[-1])
 
 
 def in_head(name: str) -> bool:
