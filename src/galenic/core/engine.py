@@ -49,6 +49,9 @@ class Engine(Trainer):
         best_figure: Its validation figure.
     """
 
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(
         self,
         objective: nn.Module,
