@@ -99,6 +99,7 @@ def fit(
 
     last = checkpoint.newest_whole(folder, record) if resume else None
     modes = [(part, part.training) for part in objective.modules()]
+    own_forward = "forward" in vars(objective)
     total = plan.steps(int(os.environ.get("WORLD_SIZE", "1")))
     with _quiet(), _recomputing(objective, schedule), bar("training", total) as update:
         engine = Engine(objective, plan, folder, record, update)
@@ -108,6 +109,8 @@ def fit(
         finally:
             # Mixed precision wraps `forward`; the caller gets the objective without it.
             engine.accelerator.unwrap_model(engine.model_wrapped, keep_fp32_wrapper=False)
+            if not own_forward:
+                vars(objective).pop("forward", None)
             engine.accelerator.free_memory()
             for part, training in modes:
                 part.training = training

@@ -75,6 +75,7 @@ def refuse_pickle(folder: Path) -> None:
         WeightsError: If the only weights are a pickle that `weights_only=True` refuses.
     """
     import pickle
+    import warnings
 
     import torch
 
@@ -82,7 +83,9 @@ def refuse_pickle(folder: Path) -> None:
         return
     for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]:
         try:
-            torch.load(path, map_location="meta", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.load(path, map_location="meta", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError):
             raise WeightsError(
                 f"'{path.name}' is a pickle that would run code, or is damaged.",

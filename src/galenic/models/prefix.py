@@ -43,6 +43,18 @@ def frozen_prefix(network: nn.Module) -> int:
     return count
 
 
+def prefix_modules(network: nn.Module, count: int) -> list[nn.Module]:
+    """The first `count` blocks, and every layer before them."""
+    names = anatomy(network).blocks
+    before: list[nn.Module] = []
+    for name, module in network.named_modules():
+        if names and (name == names[0] or name.startswith(names[0] + ".")):
+            break
+        if not any(module.children()):
+            before.append(module)
+    return before + [network.get_submodule(name) for name in names[:count]]
+
+
 def unwrapped(network: nn.Module) -> nn.Module:
     """The network inside a PEFT wrapper."""
     get_base = getattr(network, "get_base_model", None)

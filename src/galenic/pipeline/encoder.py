@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from galenic.models.backbone import Backbone
-from galenic.models.prefix import replay
+from galenic.models.prefix import frozen_prefix, prefix_modules, replay
 
 
 class PooledEncoder(nn.Module):
@@ -22,6 +22,22 @@ class PooledEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.block = block
+        network = backbone.network
+        if not any(p.requires_grad for p in network.parameters()):
+            self._still: list[nn.Module] = [network]
+        else:
+            count = frozen_prefix(network)
+            self._still = prefix_modules(network, count) if count else []
+
+    def train(self, mode: bool = True) -> PooledEncoder:
+        """Training mode for what trains; the frozen beginning draws no dropout.
+
+        So a frozen output is the same in every epoch, and can be computed once.
+        """
+        super().train(mode)
+        for module in self._still:
+            module.eval()
+        return self
 
     def forward(
         self, features: Tensor | None = None, hidden: Tensor | None = None, **inputs: Tensor

@@ -1,0 +1,86 @@
+"""Frozen work once: the same numbers, from the cache or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from galenic import launch
+from galenic.data.cohort import Cohort
+from galenic.models.backbone import Backbone, open_backbone
+from galenic.models.prefix import capture, frozen_prefix, replay
+from galenic.pipeline.frozen import FrozenCache
+from galenic.pipeline.inputs import Inputs
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Backbone:
+    return open_backbone("builtin:minilm").eval()
+
+
+@pytest.mark.parametrize("block", [1, 3, 6])
+def test_replay_equals_the_whole_forward(minilm: Backbone, block: int) -> None:
+    batch = minilm.tokenize(["a cough", "a fracture of the left arm after a fall"])
+    with torch.no_grad():
+        whole = minilm(**batch).pooled
+        hidden = capture(minilm, block, batch)
+        with replay(minilm, block, hidden):
+            again = minilm(**batch).pooled
+        after = minilm(**batch).pooled
+    torch.testing.assert_close(again, whole, atol=1e-6, rtol=0)
+    assert torch.equal(after, whole)
+
+
+def test_padding_does_not_change_a_feature(minilm: Backbone, tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {"note": ["a cough", "pain " * 40, "fever of unknown origin"], "label": ["a", "b", "a"]}
+    )
+    cohort = Cohort.open(table, inputs=["note"])
+    cached = FrozenCache(tmp_path).pooled(minilm, Inputs(cohort, minilm), [0, 1, 2])
+    with torch.no_grad():
+        alone = [minilm(**minilm.tokenize([text])).pooled[0].numpy() for text in table["note"]]
+    np.testing.assert_allclose(cached, np.stack(alone), atol=1e-5)
+
+
+def test_the_network_is_run_once(minilm: Backbone, tmp_path: Path, monkeypatch) -> None:
+    table = pd.DataFrame(
+        {"note": ["one day of cough", "two days of fever and pain"], "label": ["a", "b"]}
+    )
+    inputs = Inputs(Cohort.open(table, inputs=["note"]), minilm)
+    first = FrozenCache(tmp_path).pooled(minilm, inputs, [0, 1])
+
+    def forbidden(**_: torch.Tensor) -> None:
+        raise AssertionError("the network was run again")
+
+    monkeypatch.setattr(minilm, "forward", forbidden)
+    np.testing.assert_array_equal(FrozenCache(tmp_path).pooled(minilm, inputs, [1, 0]), first[::-1])
+
+
+def test_the_prefix_ends_at_the_first_block_that_trains(minilm: Backbone) -> None:
+    network = minilm.network
+    state = {n: p.requires_grad for n, p in network.named_parameters()}
+    try:
+        network.requires_grad_(False)
+        network.encoder.layer[4].requires_grad_(True)
+        assert frozen_prefix(network) == 4
+        network.embeddings.requires_grad_(True)
+        assert frozen_prefix(network) == 0
+    finally:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(state[name])
+
+
+def test_a_tuned_last_block_scores_the_same_with_and_without_cache(tmp_path: Path) -> None:
+    tables = []
+    for cache in (True, False):
+        run = launch.run(
+            "ssf", "sample:icd10", out=tmp_path / str(cache), quick=True, cache=cache,
+            overrides=["tuner.last_blocks=1", "schedule.precision=fp32"],
+        )  # fmt: skip
+        tables.append(pd.read_parquet(run.path / "predictions.parquet"))
+    scores = [table.filter(like="score").to_numpy() for table in tables]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
