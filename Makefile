@@ -21,7 +21,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks $(NAME)
 
 evidence: $(VENV)/.installed-dev
-	$(BIN)/python -m evidence $(NAME)
+	$(BIN)/galenic evidence $(NAME)
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict

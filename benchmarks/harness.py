@@ -143,8 +143,8 @@ def write_result(
     reach: str,
     met: Callable[[float], bool],
     same_result: str,
+    module: str | None = None,
     folder: Path = RESULTS,
-    **more: Any,
 ) -> dict[str, Any]:
     """Write `<folder>/<name>.json` and print its line.
 
@@ -156,8 +156,8 @@ def write_result(
         reach: What is to be reached, in words.
         met: Whether a ratio (ours over peer) reaches it.
         same_result: How it was checked that both sides computed the same.
+        module: Of `benchmarks`, where it is not called as the benchmark is.
         folder: Where the file goes.
-        **more: Further facts, kept under their own keys.
     """
     from galenic.core.files import atomic_json
 
@@ -167,13 +167,12 @@ def write_result(
         "unit": unit,
         "ours": _spread(times.ours),
         "peer": {**peer, **_spread(times.peer)},
-        "ratio": {"median": ratio, "min": min(times.ratios), "max": max(times.ratios)},
+        "ratio": ratio,
         "reach": reach,
         "met": bool(met(ratio)),
         "same_result": same_result,
         "machine": machine(),
-        "command": f"python -m benchmarks.{name}",
-        **more,
+        "command": f"python -m benchmarks.{module or name}",
     }
     atomic_json(folder / f"{name}.json", result)
     verdict = "met" if result["met"] else "NOT met"

@@ -158,6 +158,31 @@ def test_a_kill_at_any_step_changes_nothing(tmp_path: Path, every: int, accumula
             assert torch.equal(value, resumed.state_dict()[name]), (cut_at, name)
 
 
+def test_a_kill_while_an_epoch_is_judged(tmp_path: Path) -> None:
+    """A step checkpoint at the end of an epoch must not make a resume skip its judgement."""
+
+    def go(folder: str, stop: bool = False, **more: Any) -> tuple[list[float], Any]:
+        figures: list[float] = []
+
+        def score(outputs: dict[str, Any]) -> dict[str, float]:
+            figures.append(float(outputs["logits"].sum()))
+            if stop and len(figures) == 2:
+                raise KeyboardInterrupt
+            return {"figure": figures[-1]}
+
+        data, judge = Points(40), Validation(Points(8), score)
+        return figures, run(
+            Small(), tmp_path / folder, data, checkpoint_steps=5, validation=judge, **more
+        )
+
+    whole, result = go("whole")
+    with pytest.raises(KeyboardInterrupt):
+        go("cut", stop=True)
+    resumed, again = go("cut", resume=True)
+    assert resumed == whole[1:]
+    assert again.best == result.best
+
+
 def test_a_finished_training_resumes_to_itself(tmp_path: Path) -> None:
     first, again = Small(), Small()
     # In the middle of an epoch: an engine that only counts epochs would go on.

@@ -296,6 +296,27 @@ def report(
     typer.echo(reports.write(folder))
 
 
+@app.command(epilog=_examples("galenic evidence ssf", "galenic evidence"))
+@guarded
+def evidence(
+    slug: Annotated[str, typer.Argument(help="Name of an experiment; none: the page only.")] = "",
+    folder: Annotated[Path, typer.Option(help="Holds SLUG.yaml.")] = Path("evidence"),
+    data_root: Annotated[
+        Path, typer.Option(envvar="GALENIC_DATA", help="Where the data sets lie.")
+    ] = Path("../shared/data"),
+    page: Annotated[Path, typer.Option(help="The page to generate.")] = Path("docs/evidence.md"),
+    debug: Debug = False,
+) -> None:
+    """Put the claim of a paper to the test, and write the page of all results."""
+    from galenic.app import evidence as experiments
+
+    _quiet_libraries()
+    if slug:
+        typer.echo(experiments.run_experiment(slug, folder, data_root))
+    experiments.write_page(folder, page)
+    typer.echo(page)
+
+
 @app.command(epilog=_examples("galenic doctor", "galenic doctor --json"))
 @guarded
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
