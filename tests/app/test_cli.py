@@ -6,10 +6,8 @@ import dataclasses
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -97,17 +95,6 @@ print("HEAVY", [name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.endswith("HEAVY []\n"), done.stdout + done.stderr
-
-
-def test_ls_answers_at_once() -> None:
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        assert spawn("ls").returncode == 0
-        seconds.append(time.perf_counter() - started)
-    # The figure is 0.3 s on a quiet machine; a shared one gets room, an import of torch does not.
-    assert min(seconds) < 0.6, seconds
-    assert statistics.median(seconds) < 1.5, seconds
 
 
 def test_version() -> None:
