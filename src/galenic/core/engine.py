@@ -331,6 +331,8 @@ class _Flow(TrainerCallback):
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         self.update(state.global_step)
+        if self.engine.plan.after_step is not None:
+            self.engine.plan.after_step(state.global_step, state.max_steps)
         control.should_log = state.global_step % LOG_STEPS == 0 or state.global_step == 1
         # At the end of an epoch the judgement comes first: a checkpoint knows about it.
         ends = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps

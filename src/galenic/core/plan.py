@@ -48,6 +48,7 @@ class Plan:
         validation: How an epoch is judged, or None.
         sample_weights: Relative chance of each sample, or None.
         depths: Depth of each parameter by name, or None.
+        after_step: Called with (steps done, steps in all) after every optimiser step.
     """
 
     train: Dataset[Any]
@@ -57,6 +58,7 @@ class Plan:
     validation: Validation | None = None
     sample_weights: Array | None = None
     depths: Mapping[str, int] | None = None
+    after_step: Callable[[int, int], None] | None = None
 
     def steps(self, world: int) -> int:
         """Optimiser steps in all."""

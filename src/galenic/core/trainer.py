@@ -55,6 +55,7 @@ def fit(
     validation: Validation | None = None,
     sample_weights: Array | None = None,
     depths: Mapping[str, int] | None = None,
+    after_step: Callable[[int, int], None] | None = None,
     log: Log | None = None,
     resume: bool = False,
 ) -> FitResult:
@@ -75,6 +76,7 @@ def fit(
             stop early (`schedule.patience`).
         sample_weights: Relative chance of each sample, for balanced drawing.
         depths: Depth of each parameter by name, for `schedule.layer_decay`.
+        after_step: Called with (steps done, steps in all) after every optimiser step.
         log: Receives every event.
         resume: Go on from the last whole checkpoint in `folder`, to the same end, bit for bit;
             from the start where there is none.
@@ -87,7 +89,7 @@ def fit(
         WeightsError: If all checkpoints are damaged; names the tensor.
     """
     started = time.perf_counter()
-    plan = Plan(train, collate, schedule, seed, validation, sample_weights, depths)
+    plan = Plan(train, collate, schedule, seed, validation, sample_weights, depths, after_step)
     _check(plan, folder, resume)
     history: list[dict[str, Any]] = []
     writes = os.environ.get("RANK", "0") == "0"

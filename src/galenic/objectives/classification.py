@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ class Classifier(nn.Module):
         centre: Mean of a continuous target in training, in its own unit.
         spread: Standard deviation of a continuous target in training.
         label_smoothing: Share of the probability spread over all classes (multiclass, ordinal).
+        penalty: Scalar added to the loss in training, such as a tuner's own term.
     """
 
     centre: Tensor
@@ -35,12 +37,14 @@ class Classifier(nn.Module):
         centre: float = 0.0,
         spread: float = 1.0,
         label_smoothing: float = 0.0,
+        penalty: Callable[[], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.kind: TargetKind = kind
         self.label_smoothing = label_smoothing
+        self.penalty = penalty
         self.register_buffer("centre", torch.tensor(centre))
         self.register_buffer("spread", torch.tensor(spread))
 
@@ -63,6 +67,8 @@ class Classifier(nn.Module):
             if self.kind == "continuous":
                 labels = (labels - self.centre) / self.spread
             outputs["loss"] = target_loss(self.kind, logits, labels, self.label_smoothing)
+            if self.training and self.penalty is not None:
+                outputs["loss"] = outputs["loss"] + self.penalty()
         return outputs
 
     def gradient_checkpointing_enable(self) -> None:

@@ -200,6 +200,7 @@ class Job:
             if head.standardise:
                 module.standardise(torch.from_numpy(self.pooled("train")))
         tuners.attach(self.backbone, self.tuner)
+        self.hooks = tuners.hooks(self.backbone, self.tuner)
         self.block = self._block()
         return Classifier(
             PooledEncoder(self.backbone, self.block),
@@ -208,6 +209,7 @@ class Job:
             centre=centre,
             spread=spread,
             label_smoothing=head.label_smoothing,
+            penalty=self.hooks.penalty,
         )
 
     @property
@@ -268,20 +270,24 @@ class Job:
             scores = to_scores(kind, outputs["logits"], self._unit())
             return {name: point(kind, name, validation_targets, scores)}
 
-        result = fit(
-            self.objective,
-            self.rows("train", training=True),
-            schedule=self.config.schedule,
-            collate=self.collate,
-            folder=self.run.path / "checkpoints",
-            seed=self.config.seed,
-            validation=Validation(self.rows("val"), monitor, greater_is_better(name)),
-            sample_weights=self._weights() if self.config.schedule.balance else None,
-            depths=self._depths(),
-            log=self.run.log,
-            resume=self.run.resumed,
-        )
-        self.fit_seconds, self.steps = result.seconds, result.steps
+        for stage in self.hooks.stages:
+            stage.begin()
+            result = fit(
+                self.objective,
+                self.rows("train", training=True),
+                schedule=self.config.schedule.model_copy(update=dict(stage.schedule)),
+                collate=self.collate,
+                folder=self.run.path / "checkpoints" / stage.name,
+                seed=self.config.seed,
+                validation=Validation(self.rows("val"), monitor, greater_is_better(name)),
+                sample_weights=self._weights() if self.config.schedule.balance else None,
+                depths=self._depths(),
+                after_step=self.hooks.after_step,
+                log=self.run.log,
+                resume=self.run.resumed,
+            )
+            self.fit_seconds += result.seconds
+            self.steps += result.steps
 
     def _unit(self) -> tuple[float, float]:
         return self.objective.centre.item(), self.objective.spread.item()

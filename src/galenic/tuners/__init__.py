@@ -7,7 +7,7 @@ tensors train. This file imports neither torch nor peft: `galenic ls` reads capa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from galenic.core.errors import ConfigError
 from galenic.core.registry import load as load_module
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from galenic.models.backbone import Backbone
 
 
@@ -39,6 +41,36 @@ class Capabilities:
     identity_at_start: bool
     enters: tuple[str, ...]
     gaps: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One fit of a training that has several.
+
+    Attributes:
+        name: Of its folder of checkpoints.
+        begin: Called before it; what earlier stages trained is in the network by then.
+        schedule: Keys of the user's schedule that differ here.
+    """
+
+    name: str = "train"
+    begin: Callable[[], None] = lambda: None
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a tuner asks of the training; the default asks for nothing.
+
+    Attributes:
+        stages: Fits, one after the other.
+        penalty: Scalar added to the loss of every training batch.
+        after_step: Called with (optimiser steps done, steps in all).
+    """
+
+    stages: tuple[Stage, ...] = (Stage(),)
+    penalty: Callable[[], Tensor] | None = None
+    after_step: Callable[[int, int], None] | None = None
 
 
 def parse_tuner(values: Mapping[str, Any]) -> Config:
@@ -72,6 +104,13 @@ def attach(backbone: Backbone, config: Config) -> None:
         ConfigError: If a value does not fit the network (a rank too high, say).
     """
     load_module(__name__, _method(config)).attach(backbone, config)
+
+
+def hooks(backbone: Backbone, config: Config) -> Hooks:
+    """What the tuner that was attached to `backbone` asks of its training."""
+    module = load_module(__name__, _method(config))
+    found: Hooks = module.hooks(backbone, config) if hasattr(module, "hooks") else Hooks()
+    return found
 
 
 def save(backbone: Backbone, config: Config, folder: Path) -> None:
