@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -74,6 +75,14 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         for done, item in enumerate(items, start=1):
             yield item
             update(done)
+
+
+@functools.cache
+def tell(message: str) -> None:
+    """Print one line that a user should know of, to stderr; once, however often it is said."""
+    main = os.environ.get("RANK", "0") == "0"
+    if main and os.environ.get("GALENIC_VERBOSITY", "1") != "0":
+        sys.stderr.write(f"note: {message}\n")
 
 
 def _nothing(done: float, note: str = "") -> None:

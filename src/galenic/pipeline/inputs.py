@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,25 @@ from galenic.models.backbone import Backbone
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Example = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a token window leaves out of the texts of a cohort.
+
+    Attributes:
+        window: Tokens that the backbone reads, its special tokens included.
+        texts: How many texts are longer.
+        share: Tokens left out, of all tokens.
+    """
+
+    window: int
+    texts: int
+    share: float
+
+    def to_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
 
 
 class Inputs(Dataset[Example]):
@@ -49,10 +69,11 @@ class Inputs(Dataset[Example]):
         self.seed = seed
         self.epoch = 0
         self.tokens: dict[str, list[list[int]]] | None = None
+        self.cut: Cut | None = None
         self.transform: transforms.Transform | None = None
         self.draws = augment is not None
         if self.modality == "text":
-            self.tokens = _tokenise(cohort, self.column, backbone)
+            self.tokens, self.cut = _tokenise(cohort, self.column, backbone)
         elif self.modality != "table":
             self.transform = transforms.build(self.spec, self.modality, augment=augment)
 
@@ -106,7 +127,9 @@ def single_input(cohort: Cohort) -> tuple[str, str]:
     return next(iter(cohort.inputs.items()))
 
 
-def _tokenise(cohort: Cohort, column: str, backbone: Backbone) -> dict[str, list[list[int]]]:
+def _tokenise(
+    cohort: Cohort, column: str, backbone: Backbone
+) -> tuple[dict[str, list[list[int]]], Cut | None]:
     if backbone.tokenizer is None:
         raise DataError(
             f"Column '{column}' is text, but the backbone has no tokenizer.",
@@ -117,7 +140,26 @@ def _tokenise(cohort: Cohort, column: str, backbone: Backbone) -> dict[str, list
     encoded = backbone.tokenizer(
         texts, truncation=True, max_length=backbone.inputs.max_length, padding=False
     )
-    return {key: list(values) for key, values in encoded.items()}
+    tokens = {key: list(values) for key, values in encoded.items()}
+    return tokens, _cut(texts, tokens, backbone)
+
+
+def _cut(texts: list[str], tokens: dict[str, list[list[int]]], backbone: Backbone) -> Cut | None:
+    window = backbone.inputs.max_length
+    if window is None:
+        return None
+    lengths = np.array([len(ids) for ids in next(iter(tokens.values()))])
+    # Only a text that fills the window can be longer.
+    full = np.flatnonzero(lengths >= window)
+    if not full.size:
+        return None
+    whole = backbone.tokenizer([texts[i] for i in full], padding=False, verbose=False)["input_ids"]
+    missing = np.array([len(ids) for ids in whole]) - lengths[full]
+    if not missing.any():
+        return None
+    return Cut(
+        window, int((missing > 0).sum()), float(missing.sum() / (lengths.sum() + missing.sum()))
+    )
 
 
 def _digest(example: Mapping[str, Array]) -> str:

@@ -23,19 +23,19 @@ from galenic.core.seeding import seed_everything
 from galenic.core.trainer import Validation, fit
 from galenic.data.labels import require_seen
 from galenic.data.splits import SplitConfig, Splits, make_splits
-from galenic.data.tabular import TabularEncoder
 from galenic.evaluation.metrics import MAIN, greater_is_better, point
 from galenic.evaluation.protocol import ScoreConfig, score, to_scores
 from galenic.models.anatomy import depths
-from galenic.models.backbone import open_backbone
+from galenic.models.backbone import Pool
 from galenic.models.heads import LinearHead, NeighbourHead
 from galenic.models.prefix import frozen_prefix
 from galenic.objectives.classification import Classifier
-from galenic.pipeline.config import DEFAULT_BACKBONES, Columns, InputConfig, open_cohort
+from galenic.pipeline.config import Columns, InputConfig, open_cohort
 from galenic.pipeline.encoder import PooledEncoder
 from galenic.pipeline.frozen import FrozenCache, Rows
-from galenic.pipeline.inputs import Collate, Inputs, single_input
+from galenic.pipeline.inputs import Collate, Inputs
 from galenic.pipeline.mistakes import worst
+from galenic.pipeline.opening import open_inputs
 from galenic.pipeline.votes import logits_of, votes_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,7 +61,7 @@ class Config(BaseConfig):
     columns: Columns = Columns()
     split: SplitConfig = SplitConfig()
     backbone: str = Field("auto", description="auto: the builtin network of the modality.")
-    pool: Literal["auto", "cls", "mean", "max"] = "auto"
+    pool: Pool = "auto"
     input: InputConfig = InputConfig()
     tuner: dict[str, Any] = Field({"method": "none"}, description="method and its own keys.")
     head: HeadConfig = HeadConfig()
@@ -134,36 +134,14 @@ class Job:
         self.splits = make_splits(self.cohort, config.split, config.seed)
         require_seen(label, self.targets, self.splits)
         run.write_json("splits.json", _describe(self.splits, config))
-        modality = single_input(self.cohort)[1]
-        table = None
-        channels = config.input.channels
-        if modality == "table":
-            encoder = TabularEncoder.fit(self.cohort.features(), self.splits.train)
-            table = encoder.transform(self.cohort.features())
-            run.write_json("table.json", encoder.state())
-            channels = table.shape[1]
-        self.backbone = open_backbone(
-            DEFAULT_BACKBONES[modality] if config.backbone == "auto" else config.backbone,
-            modality=modality,
-            channels=channels,
-            size=config.input.sides,
-            max_length=config.input.max_length,
+        self.backbone, self.inputs = open_inputs(
+            self.cohort,
+            self.splits.train,
+            run,
+            backbone=config.backbone,
             pool=config.pool,
+            config=config.input,
         )
-        run.update_provenance(
-            data={
-                "fingerprint": self.cohort.fingerprint,
-                "name": self.cohort.name,
-                "title": self.cohort.title,
-                "license": self.cohort.license,
-                "n": len(self.cohort),
-                "patients": int(np.unique(self.cohort.patient_ids).size),
-                "kind": label.kind,
-                "classes": list(label.classes),
-            },
-            weights={"backbone": self.backbone.spec, "fingerprint": self.backbone.fingerprint},
-        )
-        self.inputs = Inputs(self.cohort, self.backbone, table=table)
         self.collate = Collate.of(self.backbone)
         self.training_targets = self._training_targets()
         self.tuner = tuners.parse_tuner(config.tuner)

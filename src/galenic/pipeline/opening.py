@@ -1,0 +1,86 @@
+"""Open the network that suits a cohort, and the cohort's inputs for that network."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from galenic.core.progress import tell
+from galenic.core.run import Run
+from galenic.data.cohort import Cohort
+from galenic.data.tabular import TabularEncoder
+from galenic.data.values import Signal
+from galenic.models.backbone import Backbone, Pool, open_backbone
+from galenic.pipeline.config import DEFAULT_BACKBONES, InputConfig
+from galenic.pipeline.inputs import Array, Inputs, single_input
+
+
+def open_inputs(
+    cohort: Cohort,
+    train: Array,
+    run: Run,
+    *,
+    backbone: str,
+    pool: Pool = "auto",
+    config: InputConfig,
+) -> tuple[Backbone, Inputs]:
+    """The network and what it reads; `run` is told what was opened.
+
+    Args:
+        cohort: One input column.
+        train: Rows that a table's encoding is learnt from.
+        run: Gets `table.json` where the input is a table, and data and weights in its provenance.
+        backbone: As for `open_backbone`, or `auto` for the builtin network of the modality.
+        pool: As for `open_backbone`.
+        config: Sizes and channels.
+
+    Raises:
+        DataError: If the cohort has several inputs.
+        BackboneError: If the network cannot be opened, or does not read this modality.
+    """
+    column, modality = single_input(cohort)
+    channels, table = config.channels, None
+    if modality == "table":
+        encoder = TabularEncoder.fit(cohort.features(), train)
+        table = encoder.transform(cohort.features())
+        run.write_json("table.json", encoder.state())
+        channels = table.shape[1]
+    elif modality == "ecg" and channels is None and len(cohort):
+        # Leads are no colours: a network of three channels is widened to as many as there are.
+        value = cohort.read(int(train[0]))[column]
+        channels = len(value.samples) if isinstance(value, Signal) else None
+    opened = open_backbone(
+        DEFAULT_BACKBONES[modality] if backbone == "auto" else backbone,
+        modality=modality,
+        channels=channels,
+        size=config.sides,
+        max_length=config.max_length,
+        pool=pool,
+    )
+    inputs = Inputs(cohort, opened, table=table)
+    run.update_provenance(data=_describe(cohort), weights=_weights(opened))
+    if inputs.cut is not None:
+        cut = inputs.cut
+        run.update_provenance(data={"cut": cut.to_dict()})
+        tell(
+            f"{cut.texts} of {len(cohort)} texts are longer than the {cut.window} tokens that the "
+            f"backbone reads: {cut.share:.1%} of all tokens are cut off at the end."
+        )
+    return opened, inputs
+
+
+def _describe(cohort: Cohort) -> dict[str, object]:
+    found: dict[str, object] = {
+        "fingerprint": cohort.fingerprint,
+        "name": cohort.name,
+        "title": cohort.title,
+        "license": cohort.license,
+        "n": len(cohort),
+        "patients": int(np.unique(cohort.patient_ids).size),
+    }
+    if cohort.label is not None:
+        found |= {"kind": cohort.label.kind, "classes": list(cohort.label.classes)}
+    return found
+
+
+def _weights(backbone: Backbone) -> dict[str, str]:
+    return {"backbone": backbone.spec, "fingerprint": backbone.fingerprint}
