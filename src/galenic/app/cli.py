@@ -299,22 +299,25 @@ def report(
 @app.command(epilog=_examples("galenic evidence ssf", "galenic evidence"))
 @guarded
 def evidence(
-    slug: Annotated[str, typer.Argument(help="Name of an experiment; none: the page only.")] = "",
+    slugs: Annotated[
+        list[str] | None, typer.Argument(help="Experiments; none: the pages only.")
+    ] = None,
     folder: Annotated[Path, typer.Option(help="Holds SLUG.yaml.")] = Path("evidence"),
     data_root: Annotated[
         Path, typer.Option(envvar="GALENIC_DATA", help="Where the data sets lie.")
     ] = Path("../shared/data"),
-    page: Annotated[Path, typer.Option(help="The page to generate.")] = Path("docs/evidence.md"),
+    out: Annotated[Path, typer.Option(help="Keeps the runs.")] = Path("runs/evidence"),
     debug: Debug = False,
 ) -> None:
     """Put the claim of a paper to the test, and write the page of all results."""
-    from galenic.app import evidence as experiments
+    from galenic.app.evidence.page import write_pages
 
     _quiet_libraries()
-    if slug:
-        typer.echo(experiments.run_experiment(slug, folder, data_root))
-    experiments.write_page(folder, page)
-    typer.echo(page)
+    for slug in slugs or []:
+        from galenic.app.evidence.experiment import run_experiment
+
+        typer.echo(run_experiment(slug, folder, data_root, out))
+    typer.echo(write_pages(folder))
 
 
 @app.command(epilog=_examples("galenic doctor", "galenic doctor --json"))

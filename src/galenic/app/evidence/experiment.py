@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import shutil
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from scipy.stats import t as student
 
+import galenic
 from galenic import launch
 from galenic.core.config import Config, load_yaml, parse
 from galenic.core.errors import ConfigError, nearest
-from galenic.core.files import atomic_json, atomic_write
+from galenic.core.files import atomic_json
+from galenic.core.run import Run
+from galenic.evaluation.metrics import greater_is_better
 
-# Two-sided 95 % points of Student's t by degrees of freedom, for means over few seeds.
-STUDENT = {
-    1: 12.706,
-    2: 4.303,
-    3: 3.182,
-    4: 2.776,
-    5: 2.571,
-    6: 2.447,
-    7: 2.365,
-    8: 2.306,
-    9: 2.262,
-}
 PACKAGES = ("galenic", "torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
@@ -54,7 +46,7 @@ class Data(Config):
 
 
 class Expectation(Config):
-    """The claim as an inequality: `a` is better than `b`."""
+    """The claim as an inequality: `a` is better than `b`, whichever way the metric points."""
 
     a: str
     b: str
@@ -75,13 +67,17 @@ class Experiment(Config):
     note: str = ""
 
 
-def run_experiment(slug: str, folder: Path, data_root: Path) -> Path:
+def run_experiment(slug: str, folder: Path, data_root: Path, out: Path) -> Path:
     """Run every arm on every seed, and write `results/SLUG.json` below `folder`.
+
+    A run that the same code already finished with the same settings is read, not repeated: arms
+    are shared between experiments, and what was cut off goes on.
 
     Args:
         slug: Name of the method.
         folder: Holds `SLUG.yaml`.
         data_root: Where manifests of the data sets lie.
+        out: Where the runs are kept.
 
     Raises:
         ConfigError: If there is no such experiment.
@@ -91,11 +87,7 @@ def run_experiment(slug: str, folder: Path, data_root: Path) -> Path:
         known = [found.stem for found in folder.glob("*.yaml")]
         raise ConfigError(f"There is no experiment '{slug}'. {nearest(slug, known)}".strip())
     experiment = parse(Experiment, load_yaml(path), where=path.name)
-    out = Path(tempfile.mkdtemp(prefix="galenic-evidence-"))
-    try:
-        result = _measure(experiment, out, data_root)
-    finally:
-        shutil.rmtree(out, ignore_errors=True)
+    result = _measure(experiment, out, data_root)
     target = folder / "results" / f"{slug}.json"
     target.parent.mkdir(exist_ok=True)
     atomic_json(target, result)
@@ -108,18 +100,10 @@ def _measure(experiment: Experiment, out: Path, data_root: Path) -> dict[str, An
         source = data.source if ":" in data.source else str(data_root / data.source)
         for arm in experiment.arms:
             for seed in experiment.seeds:
-                done = launch.run(
-                    arm.recipe,
-                    source,
-                    overrides=[*data.overrides, *arm.overrides],
-                    columns=data.columns,
-                    seed=seed,
-                    out=out,
-                )
+                done = _once(data, arm, seed, source, out)
                 runs.setdefault((data.name, arm.name), []).append(
                     (done.read_json("metrics.json"), done.read_json("cost.json"), done.provenance)
                 )
-                shutil.rmtree(done.path)
     single = len(experiment.data) == 1
     arms = [
         _arm_row(arm, runs[data.name, arm.name], "" if single else data.name)
@@ -150,12 +134,43 @@ def _measure(experiment: Experiment, out: Path, data_root: Path) -> dict[str, An
     }
 
 
+def _once(data: Data, arm: Arm, seed: int, source: str, out: Path) -> Run:
+    """The finished run of one arm and seed, from `out` where it is there already."""
+    overrides = [*data.overrides, *arm.overrides]
+    asked = [_code(), arm.recipe, source, overrides, data.columns, seed]
+    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    path = out / key
+    if path.exists():
+        found = Run.open(path)
+        return found if found.state == "finished" else launch.run(arm.recipe, resume=path)
+    return launch.run(
+        arm.recipe,
+        source,
+        overrides=overrides,
+        columns=data.columns,
+        seed=seed,
+        out=out,
+        path=path,
+    )
+
+
+def _code() -> str:
+    """A fingerprint of this package: another code, another run."""
+    root = Path(galenic.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
+        if "app" not in path.relative_to(root).parts[:1]:
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def mean_interval(values: Sequence[float]) -> dict[str, Any]:
     """Mean over seeds with Student's 95 % interval."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return {"value": mean, "low": math.nan, "high": math.nan, "per_seed": list(values)}
-    half = STUDENT.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values)
+    half /= math.sqrt(len(values))
     return {"value": mean, "low": mean - half, "high": mean + half, "per_seed": list(values)}
 
 
@@ -186,7 +201,8 @@ def _difference(
     def values(name: str) -> list[float]:
         return [metrics["test"][metric]["value"] for metrics, _, _ in runs[data, name]]
 
-    gaps = [x - y for x, y in zip(values(pair.a), values(pair.b), strict=True)]
+    sign = 1 if greater_is_better(metric) else -1
+    gaps = [sign * (x - y) for x, y in zip(values(pair.a), values(pair.b), strict=True)]
     interval = mean_interval(gaps)
     row = {"a": pair.a, "b": pair.b, "metric": metric, "difference": interval["value"]}
     row |= {"low": interval["low"], "high": interval["high"]}
@@ -233,74 +249,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def evidence_page(results: Sequence[Mapping[str, Any]]) -> str:
-    """`docs/evidence.md` from all results."""
-    lines = [
-        "# Evidence",
-        "",
-        "Each recipe's claim, put to the test here. This page is generated by `make evidence`",
-        "from `evidence/results/`. Intervals are 95 %, Student's t over seeds.",
-        "",
-        *summary_table(results),
-    ]
-    for result in results:
-        lines += ["", f"## {result['slug']}", "", result["claim"], ""]
-        for data in result["data"]:
-            lines.append(
-                f"- Data: {data['name']}, {data['samples']} samples of {data['groups']} groups "
-                f"({'real' if data['real'] else 'synthetic'}; {data['license']})."
-            )
-        backbone = result["backbone"]
-        lines.append(f"- Backbone: {backbone['name']}, pre-trained on {backbone['pretrained_on']}.")
-        lines.append(f"- Seeds: {', '.join(map(str, result['seeds']))}. `{result['command']}`")
-        lines.append(f"- Verdict: **{result['verdict'].replace('_', ' ')}**. {result['because']}")
-        if result.get("note"):
-            lines.append(f"- {result['note']}")
-        lines += ["", *_arm_table(result)]
-    return "\n".join(lines) + "\n"
-
-
-def summary_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line a method: claim and verdict."""
-    lines = ["| method | data | measured | verdict |", "| --- | --- | --- | --- |"]
-    for result in results:
-        method = next(arm for arm in result["arms"] if arm["role"] == "method")
-        estimate = method["metrics"][result["metric"]]
-        names = ", ".join(data["name"] for data in result["data"])
-        lines.append(
-            f"| {result['slug']} | {names} | {result['metric'].replace('_', ' ')} "
-            f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}] "
-            f"| {result['verdict'].replace('_', ' ')} |"
-        )
-    return lines
-
-
-def _arm_table(result: Mapping[str, Any]) -> list[str]:
-    metric = result["metric"]
-    several = any("data" in arm for arm in result["arms"])
-    lines = [
-        f"| {'data | ' if several else ''}arm | role | {metric.replace('_', ' ')} "
-        "| trainable | memory MB | seconds |",
-        "| --- " * (7 if several else 6) + "|",
-    ]
-    for arm in result["arms"]:
-        value = arm["metrics"][metric]
-        lines.append(
-            f"| {arm['data'] + ' | ' if several else ''}{arm['name']} | {arm['role']} "
-            f"| {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] "
-            f"| {arm['trainable_share']:.3%} | {arm['peak_memory_mb']:.0f} | {arm['seconds']:.1f} |"
-        )
-    return lines
-
-
-def write_page(folder: Path, page: Path) -> None:
-    """Generate `page` from `folder/results`."""
-    import json
-
-    results = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((folder / "results").glob("*.json"))
-    ]
-    atomic_write(page, evidence_page(results))

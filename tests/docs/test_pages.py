@@ -1,0 +1,31 @@
+"""What is generated is current, and holds what it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from galenic.app.evidence.page import evidence_page, recipe_table, summary_table, with_tables
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = [
+    json.loads(path.read_text()) for path in sorted((ROOT / "evidence" / "results").glob("*.json"))
+]
+
+
+def test_the_page_of_evidence_is_current() -> None:
+    assert (ROOT / "docs" / "evidence.md").read_text() == evidence_page(RESULTS)
+
+
+def test_the_tables_of_the_readme_are_current() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert (
+        with_tables(text, {"recipes": recipe_table(), "evidence": summary_table(RESULTS)}) == text
+    )
+
+
+def test_a_table_replaces_only_what_stands_between_its_marks() -> None:
+    text = "above\n<!-- a -->\nold\n<!-- /a -->\nbelow <!-- b -->"
+    made = with_tables(text, {"a": ["new"], "b": ["never"]})
+    assert made == "above\n<!-- a -->\n\nnew\n\n<!-- /a -->\nbelow <!-- b -->"
+    assert with_tables(made, {"a": ["new"]}) == made
