@@ -10,6 +10,8 @@ from markupsafe import Markup, escape
 
 Point = tuple[float, float]
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 360, 270, 46, 40, 14, 14
+# Of a name in a plot, in the units of its box.
+LETTER, LINE = 5.8, 11.0
 
 
 def lines(
@@ -74,17 +76,41 @@ def cost(rows: Sequence[dict[str, Any]], *, x: str, y: str, label: str, log: boo
     xs = [shift(row["x"]) for row in rows]
     box = _bounds([(a, b) for a in xs for b in highs])
     parts = [_axes(box, x, y, log_x=log)]
-    for row, at in zip(rows, xs, strict=True):
-        a, b = _place((at, row["value"]), box)
+    places = [_place((at, row["value"]), box) for row, at in zip(rows, xs, strict=True)]
+    names = _names([str(row["name"]) for row in rows], places)
+    for row, at, (a, b), name in zip(rows, xs, places, names, strict=True):
         if row["low"] is not None and row["high"] is not None:
             low, high = _place((at, row["low"]), box)[1], _place((at, row["high"]), box)[1]
             parts.append(f'<line class="whisker" x1="{a}" y1="{low}" x2="{a}" y2="{high}"/>')
         kind = "pareto" if row["pareto"] else "plain"
         parts.append(f'<circle class="mark {kind}" cx="{a}" cy="{b}" r="4.5"/>')
-        end = a > WIDTH * 0.8
-        side = f'text-anchor="end" x="{a - 7}"' if end else f'x="{a + 7}"'
-        parts.append(f'<text class="name" {side} y="{b - 6}">{escape(row["name"])}</text>')
+        parts.append(f'<text class="name" x="{name[0]}" y="{name[1]}">{escape(row["name"])}</text>')
     return _figure("".join(parts), label, [])
+
+
+def _names(names: Sequence[str], places: Sequence[Point]) -> list[Point]:
+    """Where each name starts, beside its mark, so that none covers another."""
+    taken: list[tuple[float, float, float, float]] = []
+    found = []
+    for name, (a, b) in zip(names, places, strict=True):
+        width = LETTER * len(name)
+        options = [
+            (x, b + drop)
+            for drop in (-6.0, 14.0, -18.0, 26.0, -30.0, 38.0, -42.0, 50.0)
+            for x in (a + 7, a - 7 - width)
+            if LEFT <= x <= WIDTH - width
+        ]
+        spot = next(
+            (p for p in options if not any(_overlap((*p, width, LINE), other) for other in taken)),
+            options[0] if options else (LEFT, b - 6),
+        )
+        taken.append((*spot, width, LINE))
+        found.append((round(spot[0], 1), round(spot[1], 1)))
+    return found
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return abs(a[1] - b[1]) < LINE and a[0] < b[0] + b[2] and b[0] < a[0] + a[2]
 
 
 def interval(

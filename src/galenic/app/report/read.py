@@ -101,6 +101,10 @@ def _cost_plots(board: Mapping[str, Any], metric: str) -> list[Any]:
         plots.cost(
             rows("seconds"), x="seconds", y=name, log=False, label=f"{name} against time"
         ),
+        plots.cost(
+            rows("peak_memory_mb"), x="peak memory, MB", y=name, log=False,
+            label=f"{name} against peak memory",
+        ),
     ]  # fmt: skip
 
 
