@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from galenic.core.errors import ConfigError
 from galenic.models.backbone import Backbone
-from galenic.models.prefix import frozen_prefix, prefix_modules, replay
+from galenic.models.prefix import frozen_prefix, prefix_modules, replay, unwrapped
 
 
 class PooledEncoder(nn.Module):
@@ -57,7 +58,16 @@ class PooledEncoder(nn.Module):
         return self.backbone(**inputs).pooled
 
     def gradient_checkpointing_enable(self) -> None:
-        """Recompute activations in the backward pass, where the network knows how."""
-        network: Any = self.backbone.network
-        if hasattr(network, "gradient_checkpointing_enable"):
-            network.gradient_checkpointing_enable({"use_reentrant": False})
+        """Recompute activations in the backward pass.
+
+        Raises:
+            ConfigError: If the network does not know how.
+        """
+        network: Any = unwrapped(self.backbone.network)
+        if not getattr(network, "supports_gradient_checkpointing", False):
+            raise ConfigError(
+                f"{type(network).__name__} cannot recompute its activations.",
+                where="schedule.gradient_checkpointing",
+                next_step="schedule.gradient_checkpointing=false",
+            )
+        network.gradient_checkpointing_enable({"use_reentrant": False})

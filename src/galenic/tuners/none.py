@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CAPABILITIES = Capabilities(
     paper="",
     mergeable=False,
-    exact_unmerge=True,
+    exact_unmerge=False,
     identity_at_start=True,
     enters=("any",),
     gaps={"merge": "there is nothing to merge"},
