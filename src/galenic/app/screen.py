@@ -121,6 +121,23 @@ def leaderboard(board: Mapping[str, Any]) -> None:
         out.print(Text(f"{name} failed: {message}", style="red"))
 
 
+def points(curve: Mapping[str, Any]) -> None:
+    """Print a learning curve: a row a recipe, a column a number of patients a class."""
+    shots = sorted({point["shots"] for point in curve["points"]})
+    table = _table("recipe", *(f"{count} a class" for count in shots))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows: dict[str, dict[int, str]] = {}
+    for point in curve["points"]:
+        cells = rows.setdefault(point["recipe"], {})
+        cells[point["shots"]] = f"{number(point['value'])} {interval(point)}"
+    for name, cells in rows.items():
+        table.add_row(Text(name, style="bold"), *(cells[count] for count in shots))
+    out = console()
+    out.print(f"{curve['metric']} on test patients, mean [95 % interval] over seeds")
+    out.print(table)
+
+
 def findings(source: str, report: Any) -> None:
     """Print what `galenic check` found."""
     out = console()

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from galenic.core.config import Config, load_yaml, parse
 from galenic.core.errors import ConfigError, nearest
@@ -27,6 +27,20 @@ class About(Config):
     summary: str = Field(default="", description="What it does, in one line.")
 
 
+class Range(Config):
+    """Numbers that a search may try."""
+
+    low: float
+    high: float
+    log: bool = Field(default=False, description="Draw the logarithm uniformly.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"{self.low} to {self.high} is no range")
+        return self
+
+
 class Recipe(Config):
     """One recipe file.
 
@@ -36,6 +50,7 @@ class Recipe(Config):
         task: The module of `galenic.tasks` that carries it out.
         about: What the method is.
         config: Keys of the task's config that differ from the task's defaults.
+        search: Dotted keys that may be searched: a list of choices, or a range.
     """
 
     recipe: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -43,6 +58,7 @@ class Recipe(Config):
     task: str
     about: About = About()
     config: dict[str, Any] = Field(default={})
+    search: dict[str, Range | list[Any]] = Field(default={})
 
 
 def list_recipes() -> list[Recipe]:

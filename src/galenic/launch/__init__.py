@@ -8,16 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from galenic.core import registry
 from galenic.core.config import apply_overrides, merge, parse
 from galenic.core.errors import ConfigError, GalenicError
 from galenic.core.recipes import Recipe, open_recipe
 from galenic.core.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
+from galenic.launch.board import board as board_of
 
 TASKS = "galenic.tasks"
 
@@ -51,7 +49,7 @@ def run(
     seed: int | None = None,
     resume: Path | None = None,
     quick: bool = False,
-    cache: bool = True,
+    cache: bool | Path = True,
     **values: Any,
 ) -> Run:
     """Run one recipe.
@@ -66,7 +64,8 @@ def run(
         seed: Over the recipe's own.
         resume: A run folder that was cut off; its own config is used.
         quick: A few samples and steps, to see that it runs.
-        cache: Keep outputs of the frozen network under `out` for the next run.
+        cache: Keep outputs of the frozen network for the next run: under `out`, or in the folder
+            named here.
         **values: Keys of the task's config: `backbone="builtin:minilm"`.
 
     Raises:
@@ -85,7 +84,7 @@ def run(
     if quick:
         given["quick"] = True
     if cache:
-        given.setdefault("cache", str(Path(out) / ".cache"))
+        given["cache"] = str(Path(out) / ".cache" if cache is True else cache)
     config = apply_overrides(merge(opened.config, given), overrides)
     if "data" not in config:
         raise ConfigError(
@@ -98,7 +97,7 @@ def run(
         parsed.model_dump(mode="json"),
         recipe=opened.recipe,
         task=opened.task,
-        command=_command(),
+        command=command(),
         seed=parsed.seed,
     )
     return _carry_out(task, parsed, made)
@@ -130,7 +129,9 @@ def compare(
     *,
     out: str | Path = "runs",
     seed: int | None = None,
-    cache: bool = True,
+    cache: bool | Path = True,
+    budget: int | None = None,
+    overrides: Sequence[str] = (),
     **options: Any,
 ) -> Comparison:
     """Run several recipes on the same patients and rank them.
@@ -144,6 +145,9 @@ def compare(
         out: Where the comparison folder is made.
         seed: As for :func:`run`.
         cache: As for :func:`run`.
+        budget: Settings that each arm may try on the validation patients before its run; None
+            runs the recipes as they stand.
+        overrides: As for :func:`run`; what they fix is not searched.
         **options: As for :func:`run`.
 
     Raises:
@@ -153,16 +157,29 @@ def compare(
     opened = [open_recipe(name) for name in recipes]
     names = _unique([recipe.recipe for recipe in opened])
     whole = Run.create(Path(out), "compare")
-    whole.start({"recipes": list(recipes)}, recipe="compare", task="compare", command=_command())
-    if cache:
-        options.setdefault("cache", str(Path(out) / ".cache"))
-    else:
-        options["cache"] = None
+    whole.start({"recipes": list(recipes)}, recipe="compare", task="compare", command=command())
+    if cache is True:
+        cache = Path(out) / ".cache"
+    options["cache"] = cache
     finished: dict[str, tuple[Recipe, Run]] = {}
     failed: dict[str, GalenicError] = {}
     for name, recipe, given in zip(names, opened, recipes, strict=True):
+        words = list(overrides)
         try:
-            arm = run(given, data, out=out, seed=seed, path=whole.path / "arms" / name, **options)
+            if budget is not None:
+                from galenic.launch.search import search
+
+                place = whole.path / "search" / name
+                words += search(given, data, budget, place, seed=seed, overrides=words, **options)
+            arm = run(
+                given,
+                data,
+                out=out,
+                seed=seed,
+                path=whole.path / "arms" / name,
+                overrides=words,
+                **options,
+            )
         except GalenicError as error:
             failed[name] = error
         else:
@@ -172,97 +189,11 @@ def compare(
         first = next(iter(failed.values()))
         whole.fail(first.found)
         raise first
-    board = _board(finished, failed)
+    board = board_of(finished, failed)
     board["seconds"] = time.perf_counter() - started
     whole.write_json("leaderboard.json", board)
     whole.finish()
     return Comparison(whole.path, board)
-
-
-def _board(
-    finished: Mapping[str, tuple[Recipe, Run]], failed: Mapping[str, GalenicError]
-) -> dict[str, Any]:
-    from galenic.evaluation.metrics import greater_is_better
-
-    first = next(iter(finished.values()))[1]
-    metric = first.read_json("metrics.json")["main"]
-    rows = [
-        {
-            "recipe": name,
-            "title": recipe.title,
-            "run": f"arms/{name}",
-            "metrics": arm.read_json("metrics.json")["test"],
-            "cost": arm.read_json("cost.json"),
-        }
-        for name, (recipe, arm) in finished.items()
-    ]
-    sign = 1 if greater_is_better(metric) else -1
-    rows.sort(key=lambda row: -sign * row["metrics"][metric]["value"])
-    for row in rows:
-        row["pareto"] = not any(_dominates(other, row, metric, sign) for other in rows)
-    provenance = first.provenance
-    return {
-        "data": provenance["data"],
-        "backbone": provenance["weights"]["backbone"],
-        "metric": metric,
-        "seed": provenance["seed"],
-        "rows": rows,
-        "failed": {name: error.message for name, error in failed.items()},
-        "differences": _differences(rows, finished, metric, first),
-    }
-
-
-def _dominates(a: Mapping[str, Any], b: Mapping[str, Any], metric: str, sign: int) -> bool:
-    def point(row: Mapping[str, Any]) -> tuple[float, float]:
-        return sign * row["metrics"][metric]["value"], -float(row["cost"]["trainable"])
-
-    pairs = list(zip(point(a), point(b), strict=True))
-    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
-
-
-def _differences(
-    rows: Sequence[Mapping[str, Any]],
-    finished: Mapping[str, tuple[Recipe, Run]],
-    metric: str,
-    first: Run,
-) -> list[dict[str, Any]]:
-    """Every arm against the best, paired by patient."""
-    import numpy as np
-    import pandas as pd
-
-    from galenic.evaluation.metrics import paired_difference
-
-    kind = first.read_json("metrics.json")["kind"]
-    config = first.config["score"]
-
-    def read(name: str) -> pd.DataFrame:
-        table = pd.read_parquet(finished[name][1].path / "predictions.parquet")
-        return table[table["split"] == "test"].sort_values("row", kind="stable")
-
-    def values(table: pd.DataFrame, prefix: str) -> Any:
-        array = table.filter(regex=rf"^{prefix}(_\d+)?$").to_numpy()
-        return array[:, 0] if array.shape[1] == 1 else array
-
-    best = str(rows[0]["recipe"])
-    reference = read(best)
-    found = []
-    for row in rows[1:]:
-        other = read(row["recipe"])
-        if not np.array_equal(other["row"], reference["row"]):
-            continue
-        difference = paired_difference(
-            kind,
-            metric,
-            values(reference, "label"),
-            values(reference, "score"),
-            values(other, "score"),
-            reference["group"].to_numpy(),
-            resamples=config["resamples"],
-            seed=first.provenance["seed"],
-            level=config["level"],
-        )
-        found.append({"a": best, "b": row["recipe"], "metric": metric, **difference.to_dict()})
-    return found
 
 
 def _unique(names: Sequence[str]) -> list[str]:
@@ -274,6 +205,7 @@ def _unique(names: Sequence[str]) -> list[str]:
     return result
 
 
-def _command() -> list[str]:
+def command() -> list[str]:
+    """The command line, as provenance keeps it."""
     # The interpreter's path says where a person keeps his files; the verb is what matters.
     return [Path(sys.argv[0]).name, *sys.argv[1:]]

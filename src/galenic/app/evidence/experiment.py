@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from scipy.stats import t as student
 
 import galenic
 from galenic import launch
@@ -20,6 +18,7 @@ from galenic.core.config import Config, load_yaml, parse
 from galenic.core.errors import ConfigError, nearest
 from galenic.core.files import atomic_json
 from galenic.core.run import Run
+from galenic.core.seeds import mean_interval
 from galenic.evaluation.metrics import greater_is_better
 
 PACKAGES = ("galenic", "torch", "transformers", "peft", "numpy", "scikit-learn")
@@ -162,16 +161,6 @@ def _code() -> str:
         if "app" not in path.relative_to(root).parts[:1]:
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def mean_interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over seeds with Student's 95 % interval."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return {"value": mean, "low": math.nan, "high": math.nan, "per_seed": list(values)}
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values)
-    half /= math.sqrt(len(values))
-    return {"value": mean, "low": mean - half, "high": mean + half, "per_seed": list(values)}
 
 
 def _arm_row(arm: Arm, runs: Sequence[Any], data: str) -> dict[str, Any]:

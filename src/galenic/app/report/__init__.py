@@ -9,29 +9,31 @@ from galenic.core.files import atomic_write
 from galenic.core.run import Run
 from galenic.evaluation.metrics import greater_is_better
 
-TEMPLATE = "report.html.j2"
-
 
 def write(path: Path) -> Path:
     """Write `report.html` (and the model card of a single run) into a folder.
 
     Args:
-        path: A run folder, or a comparison.
+        path: A run folder, a comparison or a learning curve.
 
     Raises:
-        RunError: If it is neither.
+        RunError: If it is none of them.
     """
+    from galenic.app.report.curve import read_curve
     from galenic.app.report.modelcard import write_card
     from galenic.app.report.read import read_comparison, read_run
 
     run = Run.open(path)
-    if (run.path / "leaderboard.json").is_file():
+    template = "report.html.j2"
+    if (run.path / "curve.json").is_file():
+        context, template = read_curve(run), "curve.html.j2"
+    elif (run.path / "leaderboard.json").is_file():
         context = read_comparison(run)
     else:
         context = read_run(run)
         write_card(run)
     target = run.path / "report.html"
-    atomic_write(target, _environment().get_template(TEMPLATE).render(**context))
+    atomic_write(target, _environment().get_template(template).render(**context))
     return target
 
 

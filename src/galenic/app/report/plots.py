@@ -53,6 +53,37 @@ def lines(
     return _figure("".join(parts), label, legend)
 
 
+def shots(series: Sequence[tuple[str, Sequence[dict[str, Any]]]], *, y: str, label: str) -> Markup:
+    """Learning curves with their intervals; points hold shots, value, low and high.
+
+    Args:
+        series: Name and points of each recipe.
+        y: Name of the metric.
+        label: What the picture shows.
+    """
+    every = [point for _, points in series for point in points]
+    counts = sorted({point["shots"] for point in every})
+    box = _bounds([(math.log2(p["shots"]), p[k]) for p in every for k in ("low", "value", "high")])
+    ticks = [(math.log2(count), str(count)) for count in counts]
+    parts = [_axes(box, "patients a class", y, ticks)]
+    for number, (_, points) in enumerate(series):
+        # Side by side, so that whiskers of recipes that are alike can be told apart.
+        aside = 4.0 * (number - (len(series) - 1) / 2)
+        places = []
+        for point in points:
+            at = math.log2(point["shots"])
+            a = round(_place((at, 0), box)[0] + aside, 1)
+            low, middle, high = (_place((at, point[k]), box)[1] for k in ("low", "value", "high"))
+            places.append((a, middle))
+            parts.append(
+                f'<line class="line s{number % 6}" x1="{a}" y1="{low}" x2="{a}" y2="{high}"/>'
+                f'<circle class="dot s{number % 6}" cx="{a}" cy="{middle}" r="2.5"/>'
+            )
+        path = " ".join(f"{a},{b}" for a, b in places)
+        parts.append(f'<polyline class="line s{number % 6}" points="{path}"/>')
+    return _figure("".join(parts), label, [name for name, _ in series])
+
+
 def cost(rows: Sequence[dict[str, Any]], *, x: str, y: str, label: str, log: bool) -> Markup:
     """Quality with its interval against a cost; rows hold name, x, value, low, high, pareto.
 
@@ -75,7 +106,8 @@ def cost(rows: Sequence[dict[str, Any]], *, x: str, y: str, label: str, log: boo
     highs = [v for row in rows for v in (row["low"], row["high"], row["value"]) if v is not None]
     xs = [shift(row["x"]) for row in rows]
     box = _bounds([(a, b) for a in xs for b in highs])
-    parts = [_axes(box, x, y, log_x=log)]
+    powers = range(math.ceil(box[0]), math.floor(box[1]) + 1)
+    parts = [_axes(box, x, y, [(value, _power(value)) for value in powers] if log else None)]
     places = [_place((at, row["value"]), box) for row, at in zip(rows, xs, strict=True)]
     names = _names([str(row["name"]) for row in rows], places)
     for row, at, (a, b), name in zip(rows, xs, places, names, strict=True):
@@ -148,7 +180,12 @@ def _place(point: Point, box: tuple[float, float, float, float]) -> tuple[float,
     return round(a, 1), round(b, 1)
 
 
-def _axes(box: tuple[float, float, float, float], x: str, y: str, log_x: bool = False) -> str:
+def _axes(
+    box: tuple[float, float, float, float],
+    x: str,
+    y: str,
+    ticks: Sequence[tuple[float, str]] | None = None,
+) -> str:
     x0, x1, y0, y1 = box
     parts = []
     for value in _ticks(y0, y1):
@@ -159,10 +196,8 @@ def _axes(box: tuple[float, float, float, float], x: str, y: str, log_x: bool = 
         parts.append(
             f'<text class="tick" text-anchor="end" x="{LEFT - 5}" y="{height + 3.5}">{_short(value)}</text>'
         )
-    ticks = range(math.ceil(x0), math.floor(x1) + 1) if log_x else _ticks(x0, x1)
-    for value in ticks:
+    for value, name in ticks or [(value, _short(value)) for value in _ticks(x0, x1)]:
         place = _place((value, y0), box)[0]
-        name = _power(value) if log_x else _short(value)
         parts.append(
             f'<text class="tick" text-anchor="middle" x="{place}" y="{HEIGHT - BOTTOM + 15}">{name}</text>'
         )

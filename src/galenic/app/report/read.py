@@ -23,7 +23,7 @@ MOST_CURVES = 6
 def read_run(run: Run) -> dict[str, Any]:
     """Context of a report on one run."""
     arm = _arm(run, run.provenance.get("recipe", run.path.name))
-    return _frame(run) | {
+    return frame(run) | {
         "title": arm["name"],
         "data": run.provenance.get("data") or {},
         "backbone": (run.provenance.get("weights") or {}).get("backbone", ""),
@@ -58,7 +58,7 @@ def read_comparison(run: Run) -> dict[str, Any]:
             arms.append(_arm(Run.open(run.path / row["run"]), row["recipe"]))
         except RunError:
             continue
-    return _frame(run) | {
+    return frame(run) | {
         "title": "Comparison",
         "data": board["data"],
         "backbone": board["backbone"],
@@ -68,7 +68,8 @@ def read_comparison(run: Run) -> dict[str, Any]:
     }
 
 
-def _frame(run: Run) -> dict[str, Any]:
+def frame(run: Run) -> dict[str, Any]:
+    """What every report says of its run."""
     status = run.read_json("status.json")
     return {
         "state": status["state"],

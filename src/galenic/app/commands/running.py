@@ -1,0 +1,221 @@
+"""`run | compare | curve`: what trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from galenic.app.guard import guarded
+from galenic.app.options import (
+    Data,
+    Date,
+    Debug,
+    Inputs,
+    Kind,
+    Label,
+    NoCache,
+    Out,
+    Overrides,
+    Patient,
+    Quick,
+    Seed,
+    Site,
+    Split,
+    columns,
+    examples,
+    quiet_libraries,
+)
+from galenic.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from galenic.core.run import Run
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "galenic run ssf --data sample:icd10",
+        "galenic run lora --data cohort.csv --label diagnosis --patient-id pid tuner.rank=4",
+        "galenic run mine.yaml --data xrays/ backbone=facebook/dinov2-small",
+        "galenic run --resume runs/ssf-0001",
+    )
+)
+@guarded
+def run(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Name of a recipe, or a recipe file.")
+    ] = None,
+    overrides: Overrides = None,
+    data: Data = None,
+    label: Label = None,
+    inputs: Inputs = None,
+    patient_id: Patient = None,
+    kind: Kind = None,
+    site: Site = None,
+    date: Date = None,
+    split: Split = None,
+    out: Out = Path("runs"),
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Over the recipe's.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run folder.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="A run folder that was cut off.")
+    ] = None,
+    quick: Quick = False,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Run one recipe on a cohort; the run folder holds all that came out."""
+    if resume is None and (recipe is None or "=" in recipe):
+        raise ConfigError(
+            "No recipe was named.",
+            expected="a name that `galenic ls` shows, or a recipe file",
+            next_step="galenic run ssf --data sample:icd10",
+        )
+    if resume is not None and (recipe or overrides or data):
+        raise ConfigError(
+            "--resume goes on with the config of the run; it takes no recipe, data or keys.",
+            next_step=f"galenic run --resume {resume}",
+        )
+    from galenic import launch
+
+    quiet_libraries()
+    made = launch.run(
+        recipe or "",
+        data,
+        overrides=overrides or (),
+        columns=columns(label, inputs, patient_id, kind, site, date, split),
+        out=out,
+        path=None if name is None else out / name,
+        seed=seed,
+        resume=resume,
+        quick=quick,
+        cache=not no_cache,
+    )
+    if made.main:
+        _tell(made)
+
+
+@app.command(
+    epilog=examples(
+        "galenic compare knn linear bitfit lora ssf full --data sample:icd10",
+        "galenic compare linear ssf --data cohort.csv --label outcome schedule.epochs=5",
+        "galenic compare linear lora ssf --data cohort.csv --budget 12",
+    )
+)
+@guarded
+def compare(
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="What to compare.")
+    ],
+    data: Data = None,
+    label: Label = None,
+    inputs: Inputs = None,
+    patient_id: Patient = None,
+    kind: Kind = None,
+    site: Site = None,
+    date: Date = None,
+    split: Split = None,
+    out: Out = Path("runs"),
+    seed: Seed = 0,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", min=1, help="Settings each arm tries on validation patients."),
+    ] = None,
+    quick: Quick = False,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Run several recipes on the same patients, and rank them."""
+    names, overrides = _sort_out(recipes)
+    from galenic import launch
+
+    quiet_libraries()
+    made = launch.compare(
+        names,
+        data,
+        overrides=overrides,
+        columns=columns(label, inputs, patient_id, kind, site, date, split),
+        out=out,
+        seed=seed,
+        quick=quick,
+        cache=not no_cache,
+        budget=budget,
+    )
+    from galenic.app import report as reports
+    from galenic.app import screen
+
+    screen.leaderboard(json.loads((made.path / "leaderboard.json").read_text(encoding="utf-8")))
+    typer.echo(f"report: {reports.write(made.path)}")
+
+
+@app.command(
+    epilog=examples(
+        "galenic curve linear lora --data sample:icd10",
+        "galenic curve knn linear ssf --data cohort.csv --shots 1 --shots 8 --seeds 5",
+    )
+)
+@guarded
+def curve(
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="What to compare.")
+    ],
+    data: Data = None,
+    label: Label = None,
+    inputs: Inputs = None,
+    patient_id: Patient = None,
+    kind: Kind = None,
+    shots: Annotated[
+        list[int] | None, typer.Option("--shots", help="Training patients a class; repeatable.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Draws of patients.")] = 3,
+    out: Out = Path("runs"),
+    quick: Quick = False,
+    debug: Debug = False,
+) -> None:
+    """Learning curves: how good each recipe is with few patients a class."""
+    names, overrides = _sort_out(recipes)
+    from galenic.launch import curve as curves
+
+    quiet_libraries()
+    made = curves.curve(
+        names,
+        data,
+        overrides=overrides,
+        columns=columns(label, inputs, patient_id, kind, None, None, None),
+        shots=shots or curves.SHOTS,
+        seeds=seeds,
+        out=out,
+        quick=quick,
+    )
+    from galenic.app import report as reports
+    from galenic.app import screen
+
+    screen.points(made.read_json("curve.json"))
+    typer.echo(f"report: {reports.write(made.path)}")
+
+
+def _sort_out(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(recipes, overrides): an override has a '=' and is not a recipe file."""
+    overrides = [w for w in words if "=" in w and not w.endswith((".yaml", ".yml"))]
+    names = [w for w in words if w not in overrides]
+    if not names:
+        raise ConfigError(
+            "No recipe was named.",
+            expected="at least one name that `galenic ls` shows",
+            next_step="galenic compare knn linear ssf --data sample:icd10",
+        )
+    return names, overrides
+
+
+def _tell(made: Run) -> None:
+    from galenic.app import report as reports
+    from galenic.app import screen
+
+    screen.metrics(made)
+    typer.echo(f"run: {made.path}")
+    typer.echo(f"report: {reports.write(made.path)}")
