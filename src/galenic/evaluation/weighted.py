@@ -1,13 +1,13 @@
 """Metrics as functions of sample weights, many weightings at a time.
 
-A bootstrap resample is a vector of counts. Every function here takes counts W [R, n] and gives
-one value a row, so that R resamples cost one pass over sorted scores instead of R sorts.
-`numpy.nan` stands where a metric is not defined, such as an AUROC of one class.
+A bootstrap resample is a vector of counts. Every function here takes counts W [R, n], whole
+numbers of any type, and gives one value a row, so that R resamples cost one pass over sorted
+scores instead of R sorts. `numpy.nan` stands where a metric is not defined, such as an AUROC of one class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,53 +15,64 @@ from scipy.sparse import csr_array
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ECE_BINS = 15
+# Numbers handled at a time: they stay in a core's cache through all that is done to them.
+BLOCK = 60_000
 
 
 def auroc(y: Array, scores: Array, weights: Array) -> Array:
-    """Area under the ROC curve, ties counted half; y in {0, 1} [n]."""
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    if (ordered[1:] != ordered[:-1]).all():
-        # Without ties only the negatives below each positive count: half the columns suffice.
-        place = np.flatnonzero(y[order] == 1)
-        below_at = place - np.arange(len(place))
-        positive = weights[:, order[place]]
-        below = np.zeros((len(weights), len(y) - len(place) + 1))
-        np.cumsum(weights[:, order[y[order] != 1]], axis=1, out=below[:, 1:])
-        hits = np.einsum("rn,rn->r", positive, below[:, below_at])
-        found, missed = positive.sum(axis=1), below[:, -1]
-    else:
-        positive, negative = _ascending(y, scores, weights)
-        below = np.cumsum(negative, axis=1)
-        hits = np.einsum("rn,rn->r", positive, below - 0.5 * negative)
-        found, missed = positive.sum(axis=1), below[:, -1]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return hits / (found * missed)
+    """Area under the ROC curve, ties counted half; y in {0, 1} [n].
+
+    The rank sum of Mann and Whitney (1947): the weighted mid-ranks of the positives, less what
+    the positives contribute among themselves.
+    """
+    areas = np.empty(len(weights))
+    for rows, positive, every in _by_score(y, scores, weights):
+        below = np.cumsum(every, axis=1, dtype=every.dtype)
+        found = np.einsum("rn->r", positive).astype(np.float64)
+        ranks = 2.0 * _dot(positive, below) - _dot(positive, every)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            areas[rows] = (ranks - found**2) / (2 * found * (below[:, -1] - found))
+    return areas
 
 
 def average_precision(y: Array, scores: Array, weights: Array) -> Array:
     """Sum of precision times recall step, as scikit-learn has it; y in {0, 1} [n]."""
-    positive, negative = _ascending(y, scores, weights)
-    positive, negative = positive[:, ::-1], negative[:, ::-1]
-    found = np.cumsum(positive, axis=1)
-    named = found + np.cumsum(negative, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(named > 0, found / named, 0.0)
-        return np.einsum("rn,rn->r", positive, precision) / found[:, -1]
+    values = np.empty(len(weights))
+    for rows, positive, every in _by_score(y, scores, weights):
+        step = positive[:, ::-1]
+        found, named = np.cumsum(step, axis=1), np.cumsum(every[:, ::-1], axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision = np.where(named > 0, found / named, 0.0)
+            values[rows] = _dot(step, precision) / found[:, -1]
+    return values
 
 
-def _ascending(y: Array, scores: Array, weights: Array) -> tuple[Array, Array]:
-    """Weights of positives and negatives [R, m], one column a distinct score, ascending."""
+def _dot(a: Array, b: Array) -> Array:
+    return np.einsum("rn,rn->r", a, b)
+
+
+def _by_score(y: Array, scores: Array, weights: Array) -> Iterator[tuple[slice, Array, Array]]:
+    """Weights of the positives and of all, a column a distinct score, ascending.
+
+    Yields:
+        A few rows at a time: which, and both arrays [r, m] of whole numbers.
+    """
     order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    taken = weights[:, order]
-    positive = taken * (y[order] == 1)
-    negative = taken - positive
+    ordered, label = scores[order], y[order] == 1
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    if len(starts) < len(ordered):
-        positive = np.add.reduceat(positive, starts, axis=1)
-        negative = np.add.reduceat(negative, starts, axis=1)
-    return positive, negative
+    # Sums of ranks stay below total^2; 32 bits are twice as fast where they hold it.
+    most = int(weights.sum(axis=1).max(initial=0))
+    dtype = np.dtype(np.int32 if most**2 < 2**31 else np.int64)
+    label = label.astype(dtype)
+    step = max(1, BLOCK // max(len(order), 1))
+    for start in range(0, len(weights), step):
+        rows = slice(start, start + step)
+        every = weights[rows].take(order, axis=1).astype(dtype)
+        positive = every * label
+        if len(starts) < len(order):
+            every = np.add.reduceat(every, starts, axis=1, dtype=dtype)
+            positive = np.add.reduceat(positive, starts, axis=1, dtype=dtype)
+        yield rows, positive, every
 
 
 def confusion(y: Array, predicted: Array, classes: int, weights: Array) -> Array:
