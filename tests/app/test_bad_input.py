@@ -71,7 +71,7 @@ def test_a_truncated_file_is_named(
 ) -> None:
     manifest = cohort(tmp_path, name, write)
     cut(tmp_path / name.format(7))
-    done = run(manifest)
+    done = run(manifest, "input.size=32")
     assert done.exit_code == 3, done.output
     assert name.format(7) in done.stderr
     assert "Traceback" not in done.output
@@ -98,7 +98,7 @@ def test_a_truncated_ecg_is_named(real_data: Path, tmp_path: Path) -> None:
 def test_infinite_intensities_are_named(tmp_path: Path) -> None:
     manifest = cohort(tmp_path, "{}.nii.gz", nifti)
     nifti(tmp_path / "7.nii.gz", 7, fill=np.inf)
-    done = run(manifest)
+    done = run(manifest, "input.size=32")
     assert done.exit_code == 3, done.output
     assert "7.nii.gz" in done.stderr
     assert "finite" in done.stderr or "infinite" in done.stderr
@@ -130,3 +130,54 @@ def test_a_network_that_a_tuner_cannot_enter_lists_what_was_found() -> None:
     assert done.exit_code == 5, done.output
     assert "'ssf' cannot enter" in done.stderr
     assert "it found" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["schedule.lrr=1e-3"], ["Unknown key 'schedule.lrr'", "Did you mean 'lr'"]),
+        (["tuner.rnk=4"], ["Unknown key", "rank"]),
+        (["schedule.epochs=many"], ["schedule.epochs", "many"]),
+        (["tuner.rank=-1"], ["rank", "greater than or equal to 1"]),
+        (["tuner.method=lorra"], ["Did you mean 'lora'"]),
+    ],
+)
+def test_a_wrong_key_names_the_right_one(words: list[str], parts: list[str]) -> None:
+    done = CliRunner().invoke(app, ["run", "lora", "--data", "sample:icd10", "--quick", *words])
+    assert done.exit_code == 2, done.output
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_a_run_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
+    taken = tmp_path / "mine"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("two years")
+    words = ["run", "knn", "--data", "sample:breast-fna", "--out", str(tmp_path), "--name", "mine"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 6, done.output
+    assert "exists already" in done.stderr
+    assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
+
+
+class Payload:
+    """What unpickles to a call."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return (Path.write_text, (self.path, "executed"))
+
+
+def test_a_checkpoint_that_would_run_code_is_not_run(tmp_path: Path) -> None:
+    import torch
+    from transformers import ViTConfig
+
+    backbone = tmp_path / "backbone"
+    ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(backbone)
+    torch.save({"weight": Payload(tmp_path / "trace")}, backbone / "pytorch_model.bin")
+    done = run(cohort(tmp_path, "{}.png", png), f"backbone={backbone}")
+    assert done.exit_code == 4, done.output
+    assert "pickle that would run code" in done.stderr
+    assert not (tmp_path / "trace").exists()
