@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image as Pillow
 
 from galenic import launch
+from galenic.data import cohort as cohort_module
 from galenic.data.cohort import Cohort
 from galenic.models.backbone import Backbone, open_backbone
 from galenic.models.prefix import capture, frozen_prefix, replay
@@ -84,3 +86,41 @@ def test_a_tuned_last_block_scores_the_same_with_and_without_cache(tmp_path: Pat
         tables.append(pd.read_parquet(run.path / "predictions.parquet"))
     scores = [table.filter(like="score").to_numpy() for table in tables]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
+
+
+def test_each_missing_sample_is_decoded_once(tmp_path: Path, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"{place}.png" for place in range(4)]
+    for name in names[:3]:
+        pixels = rng.integers(0, 255, (40, 40), dtype=np.uint8)
+        Pillow.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / names[3]).write_bytes((tmp_path / names[0]).read_bytes())
+    cohort = Cohort.open(pd.DataFrame({"file": names, "label": list("abab")}), root=tmp_path)
+    network = open_backbone("builtin:efficientnet-lite0#random", size=32).eval()
+    decoded: list[str] = []
+    whole = cohort_module.read
+    monkeypatch.setattr(
+        cohort_module, "read", lambda path: decoded.append(path.name) or whole(path)
+    )
+    cache = FrozenCache(tmp_path / "cache")
+    first = cache.pooled(network, Inputs(cohort, network), [0, 1, 2, 3])
+    assert sorted(decoded) == ["1.png", "2.png", "3.png"]
+    decoded.clear()
+    again = cache.pooled(network, Inputs(cohort, network), [3, 2, 1, 0])
+    assert decoded == []
+    np.testing.assert_array_equal(first[0], first[3])
+    np.testing.assert_array_equal(again, first[::-1])
+
+
+def test_a_key_follows_the_file_and_the_size(tmp_path: Path) -> None:
+    def keys(size: int) -> list[str]:
+        network = open_backbone("builtin:efficientnet-lite0#random", size=size)
+        return Inputs(cohort, network).keys([0])
+
+    Pillow.new("L", (8, 8), 3).save(tmp_path / "a.png")
+    cohort = Cohort.open(pd.DataFrame({"file": ["a.png"] * 2, "label": ["a", "b"]}), root=tmp_path)
+    first = keys(32)
+    assert keys(32) == first
+    assert keys(64) != first
+    Pillow.new("L", (8, 8), 4).save(tmp_path / "a.png")
+    assert keys(32) != first

@@ -22,7 +22,8 @@ class InputSpec:
             `tokens` (integer ids) or `table` [F].
         channels: Number of channels C, or of features F for a table.
         size: Spatial size: (H, W), (D, H, W) or (T,); None where the network takes any.
-        mean: Per channel mean, on intensities scaled to 0..1; None for no normalisation.
+        mean: Per channel mean, on intensities scaled to 0..1, or on log mel energies; None for no
+            normalisation.
         std: Per channel standard deviation, as `mean`.
         rate_hz: Sampling rate of signals.
         max_length: Longest token sequence.

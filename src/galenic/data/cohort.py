@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from galenic.core.errors import DataError
 from galenic.core.fingerprint import fingerprint_bytes
 from galenic.data import manifest
 from galenic.data.labels import LabelKind, LabelSpec, encode, infer
-from galenic.data.readers import read
+from galenic.data.readers import parts_of, read
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SAMPLE = "sample:"
@@ -141,7 +143,7 @@ class Cohort:
         if split is None and roles["split"] and not _says_parts(table[roles["split"]]):
             roles["split"] = None
         taken = {*label_columns, *(column for column in roles.values() if column)}
-        found, features = _inputs(table, inputs, taken, label_columns, name)
+        found, features = _inputs(table, root, inputs, taken, label_columns, name)
         codes, notes = _patients(table, roles["patient_id"])
         return cls(
             table=table,
@@ -180,21 +182,53 @@ class Cohort:
     def _read(self, row: int, column: str, kind: str) -> Any:
         if kind == "table":
             return self.table.loc[row, list(self.feature_columns)]
+        found = self._cell(row, column, kind)
+        if isinstance(found, str):
+            return found
+        with self._located(row, column):
+            return read(found)
+
+    def _cell(self, row: int, column: str, kind: str) -> str | Path:
+        """The text of a cell, or the path it names."""
         cell = self.table[column].iloc[row]
-        where = f"{self.name}, row {row}, column '{column}'"
         if pd.isna(cell):
             if kind == "text":
                 return ""
+            where = f"{self.name}, row {row}, column '{column}'"
             raise DataError("The cell is empty.", where=where, expected=f"a path to an {kind}")
-        if kind == "text" and not str(cell).endswith(".txt"):
-            return str(cell)
-        path = self.root / str(cell)
+        return str(cell) if kind == "text" and not str(cell).endswith(".txt") else self.root / cell
+
+    def content(self, row: int) -> str:
+        """Fingerprint of what stands behind the inputs of a row; no file is decoded.
+
+        Raises:
+            DataError: If a file is missing.
+        """
+        parts = [self._bytes(row, column, kind) for column, kind in self.inputs.items()]
+        return fingerprint_bytes(*chain.from_iterable(parts))
+
+    def _bytes(self, row: int, column: str, kind: str) -> Iterator[bytes | str]:
+        if kind == "table":
+            yield repr(self.features().iloc[row].tolist())
+            return
+        found = self._cell(row, column, kind)
+        if isinstance(found, str):
+            yield found
+            return
+        with self._located(row, column):
+            for part in parts_of(found):
+                yield from (part.suffix, part.read_bytes())
+
+    @contextmanager
+    def _located(self, row: int, column: str) -> Iterator[None]:
+        """Say in an error which cell names the file."""
         try:
-            return read(path)
+            yield
         except DataError as error:
+            cell = self.table[column].iloc[row]
             raise DataError(
                 error.found,
-                where=f"{where}: {cell}",
+                where=f"{self.name}, row {row}, column '{column}': {cell}",
                 expected=error.expected,
                 next_step=error.next_step or "`galenic check` lists every unreadable file.",
             ) from None
@@ -246,6 +280,7 @@ def _says_parts(values: pd.Series) -> bool:
 
 def _inputs(
     table: pd.DataFrame,
+    root: Path,
     asked: Sequence[str] | None,
     taken: set[str],
     labels: list[str],
@@ -257,7 +292,7 @@ def _inputs(
     overlap = set(candidates) & set(labels)
     if overlap:
         raise DataError(f"Column '{overlap.pop()}' is both input and label.", where=name)
-    kinds = {column: manifest.detect(table[column]) for column in candidates}
+    kinds = {column: manifest.detect(table[column], root) for column in candidates}
     files = {c: k for c, k in kinds.items() if k not in (None, "table")}
     if asked:
         features = [c for c in candidates if c not in files]

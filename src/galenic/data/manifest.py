@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from galenic.core.errors import DataError, nearest
-from galenic.data.readers import modality_of
+from galenic.core.errors import DataError, GalenicError, nearest
+from galenic.data.readers import LONGEST_CELL, modality_in, modality_of
 
 ROLES = {
     "patient_id": ("patient_id", "patientid", "subject_id", "subject", "patient", "uniquepid",
@@ -23,6 +23,9 @@ ROLES = {
 # A text cell is prose from about this many words on; below it is a category.
 PROSE_WORDS = 3
 LOOKED_AT = 200
+LOOKED_INTO = 5
+# One-letter residues: a sequence is prose for a network of proteins.
+PROTEIN = r"[ACDEFGHIKLMNPQRSTVWYXBZ]{20,}"
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -73,7 +76,7 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
 
 
 def _class_folders(path: Path) -> pd.DataFrame:
-    files = sorted(p for p in path.glob("*/*") if p.is_file() and modality_of(p.name))
+    files = sorted(p for p in path.glob("*/*") if modality_of(p.name) or _is_series(p))
     if not files:
         raise DataError(
             f"'{path.name}' holds no class folders with readable files.",
@@ -82,6 +85,10 @@ def _class_folders(path: Path) -> pd.DataFrame:
     return pd.DataFrame(
         {"file": [str(p.relative_to(path)) for p in files], "label": [p.parent.name for p in files]}
     )
+
+
+def _is_series(path: Path) -> bool:
+    return path.is_dir() and modality_in(path) is not None
 
 
 def column_for(role: str, asked: str | None, columns: Iterable[str]) -> str | None:
@@ -112,8 +119,13 @@ def require_column(name: str, columns: Iterable[str]) -> None:
         )
 
 
-def detect(values: pd.Series) -> str | None:
-    """Modality of a column: by the suffix of its cells, else `text` for prose, `table`, or None."""
+def detect(values: pd.Series, root: Path) -> str | None:
+    """Modality of a column: by the files it names, else `text` for prose, `table`, or None.
+
+    Args:
+        values: The column.
+        root: What paths are relative to.
+    """
     known = values.dropna()
     if known.empty:
         return None
@@ -122,9 +134,23 @@ def detect(values: pd.Series) -> str | None:
     head = known.head(LOOKED_AT).astype(str)
     found = {modality_of(cell) for cell in head}
     if len(found) == 1 and None not in found:
-        return found.pop()
+        return next((m for m in _modalities(head, root) if m), found.pop())
+    if found == {None} and (on_disk := set(_modalities(head, root))) != {None}:
+        return on_disk.pop() if len(on_disk) == 1 else None
+    if head.str.fullmatch(PROTEIN).all():
+        return "text"
     words = head.map(lambda cell: len(re.findall(r"\w+", cell))).median()
     return "text" if words >= PROSE_WORDS else "table"
+
+
+def _modalities(cells: pd.Series, root: Path) -> Iterator[str | None]:
+    """What the first files say that are there; most columns are decided by one."""
+    for cell in cells.head(LOOKED_INTO):
+        path = root / cell
+        try:
+            yield modality_in(path) if len(cell) < LONGEST_CELL and path.exists() else None
+        except (GalenicError, OSError, ValueError):
+            yield None
 
 
 def _is_text(values: pd.Series) -> bool:

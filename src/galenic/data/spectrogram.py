@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from scipy.signal import resample_poly, stft
 Array = np.ndarray[Any, np.dtype[Any]]
 WINDOW_S = {"ecg": 0.5, "audio": 0.064}
 FLOOR = 1e-6
+# Kaldi's: the smallest step of float32 at one.
+MEL_FLOOR = float(np.finfo(np.float32).eps)
 
 
 def resample(samples: Array, rate_hz: float, wanted_hz: float) -> Array:
@@ -44,27 +48,52 @@ def log_spectrogram(samples: Array, rate_hz: float, modality: str) -> Array:
 
 
 def log_mel(samples: Array, rate_hz: float, frames: int, bins: int) -> Array:
-    """Log mel energies [frames, bins] of the mean channel, as AST has them.
+    """Log mel energies [frames, bins] of the mean channel, as Kaldi and AST have them.
 
-    25 ms Hann windows every 10 ms; cut or padded to `frames`; mean 0, standard deviation 0.5.
+    25 ms Hann windows every 10 ms, without offset and with pre-emphasis; cut, or padded with
+    zeros, to `frames`. Mean and spread of the training set are the network's affair.
     """
+    from transformers.audio_utils import spectrogram, window_function
+
     mono = samples.mean(axis=0)
     window, hop = int(rate_hz * 0.025), int(rate_hz * 0.010)
-    _, _, spectrum = stft(mono, rate_hz, nperseg=window, noverlap=window - hop, nfft=512)
-    energies = _mel_bank(bins, 512, rate_hz) @ np.abs(spectrum) ** 2
-    table = np.log(energies + FLOOR).T[:frames]
-    table = (table - table.mean()) / (2 * table.std() + 1e-6)
+    if len(mono) < window:
+        mono = np.pad(mono, (0, window - len(mono)))
+    size = 1 << (window - 1).bit_length()
+    energies = spectrogram(
+        mono,
+        window_function(window, "hann", periodic=False),
+        frame_length=window,
+        hop_length=hop,
+        fft_length=size,
+        power=2.0,
+        center=False,
+        preemphasis=0.97,
+        mel_filters=_mel_bank(bins, size, rate_hz),
+        log_mel="log",
+        mel_floor=MEL_FLOOR,
+        remove_dc_offset=True,
+    )
+    table = energies.T[:frames]
     padded = np.zeros((frames, bins), np.float32)
     padded[: len(table)] = table
     return padded
 
 
+@cache
 def _mel_bank(bins: int, size: int, rate_hz: float) -> Array:
-    def mel(hz: Array | float) -> Array | float:
-        return 1127 * np.log1p(np.asarray(hz) / 700)
+    from transformers.audio_utils import mel_filter_bank
 
-    edges = np.linspace(float(mel(20.0)), float(mel(rate_hz / 2)), bins + 2)
-    places = np.asarray(mel(np.linspace(0, rate_hz / 2, size // 2 + 1)))
-    up = (places - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    down = (edges[2:, None] - places) / (edges[2:] - edges[1:-1])[:, None]
-    return np.clip(np.minimum(up, down), 0, None)
+    with warnings.catch_warnings():
+        # AST's 128 bins leave the lowest filter empty; it was trained so.
+        warnings.filterwarnings("ignore", message="At least one mel filter")
+        return mel_filter_bank(
+            num_frequency_bins=size // 2 + 1,
+            num_mel_filters=bins,
+            min_frequency=20,
+            max_frequency=rate_hz / 2,
+            sampling_rate=rate_hz,
+            norm=None,
+            mel_scale="kaldi",
+            triangularize_in_mel_space=True,
+        )

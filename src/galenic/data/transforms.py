@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from galenic.core.errors import DataError
+from galenic.core.fingerprint import fingerprint_bytes
 from galenic.core.inputs import InputSpec
 from galenic.data import augment as augmentation
 from galenic.data.augment import AugmentConfig
@@ -35,6 +38,11 @@ class Transform:
     spec: InputSpec
     modality: str
     augment: AugmentConfig | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the way from a file to the undrawn input: what is wanted, and the code that does it."""
+        return fingerprint_bytes(repr(self.spec), self.modality, _code())
 
     def draw(self, rng: np.random.Generator, value: Value) -> dict[str, Any] | None:
         """All random numbers for one sample; None where nothing varies."""
@@ -96,10 +104,18 @@ class Transform:
     def _normalised(self, array: Array) -> Array:
         if self.spec.mean is None or self.spec.std is None:
             return np.ascontiguousarray(array, dtype=np.float32)
-        trailing = (1,) * (len(self.spec.size or (1, 1)))
+        trailing = () if self.spec.form == "spectrogram" else (1,) * len(self.spec.size or (1, 1))
         mean = np.asarray(self.spec.mean, np.float32).reshape(-1, *trailing)
         std = np.asarray(self.spec.std, np.float32).reshape(-1, *trailing)
         return np.ascontiguousarray((array - mean) / std, dtype=np.float32)
+
+
+@cache
+def _code() -> str:
+    """Fingerprint of the modules that decode and transform."""
+    folder = Path(__file__).parent
+    modules = [*folder.glob("*.py"), *folder.glob("readers/*.py")]
+    return fingerprint_bytes(*(module.read_bytes() for module in sorted(modules)))
 
 
 def build(spec: InputSpec, modality: str, *, augment: AugmentConfig | None = None) -> Transform:

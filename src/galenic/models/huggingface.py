@@ -11,6 +11,8 @@ from galenic.core.inputs import InputSpec
 from galenic.models.backbone import Opened
 
 SAFE = "*.safetensors"
+# Mean and deviation of AudioSet's log mel energies; AST divides by twice the latter.
+AUDIOSET = (-4.2677393, 4.5689974)
 
 
 def open_huggingface(name: str, random: bool = False) -> Opened:
@@ -110,7 +112,9 @@ def _text(name: str, network: Any, config: Any) -> Opened:
 def _pixels(folder: Path, key: str, config: Any) -> InputSpec:
     if getattr(config, "num_mel_bins", None) and key == "input_values":
         size = (config.max_length, config.num_mel_bins)
-        return InputSpec(key, "spectrogram", channels=1, size=size, rate_hz=16000.0)
+        values = _processor(folder)
+        mean, spread = values.get("mean", AUDIOSET[0]), 2 * values.get("std", AUDIOSET[1])
+        return InputSpec(key, "spectrogram", 1, size, (mean,), (spread,), rate_hz=16000.0)
     side = getattr(config, "image_size", None) or 224
     size = tuple(side) if isinstance(side, list | tuple) else (side, side)
     channels = getattr(config, "num_channels", 3)
@@ -120,13 +124,18 @@ def _pixels(folder: Path, key: str, config: Any) -> InputSpec:
 
 def _normalisation(folder: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and spread as the checkpoint's own processor has them, else 0.5 and 0.5."""
+    values = _processor(folder)
+    mean = tuple(values.get("image_mean") or (0.5,) * channels)
+    std = tuple(values.get("image_std") or (0.5,) * channels)
+    return (mean[:1] * channels, std[:1] * channels) if len(mean) != channels else (mean, std)
+
+
+def _processor(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
     values: dict[str, Any] = {}
     if path.is_file():
         values = json.loads(path.read_text(encoding="utf-8"))
-    mean = tuple(values.get("image_mean") or (0.5,) * channels)
-    std = tuple(values.get("image_std") or (0.5,) * channels)
-    return (mean[:1] * channels, std[:1] * channels) if len(mean) != channels else (mean, std)
+    return values
 
 
 def _has_class_token(network: Any) -> bool:

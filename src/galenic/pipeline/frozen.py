@@ -81,8 +81,11 @@ class FrozenCache:
         bank = ArrayBank(self.folder / name)
         keys = inputs.keys(rows)
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in bank}
-        # Neighbours in length share a batch: less padding, and nothing else depends on it.
-        order = sorted(missing.items(), key=lambda item: _length(inputs[item[1]]))
+        order = list(missing.items())
+        if inputs.lengths is not None:
+            # Neighbours in length share a batch: less padding, and nothing else depends on it.
+            lengths = inputs.lengths
+            order.sort(key=lambda item: lengths[item[1]])
         collate = Collate.of(backbone)
         device = next(backbone.parameters(), torch.zeros(0)).device
         training = backbone.training
@@ -101,10 +104,6 @@ class FrozenCache:
         bank.add(waiting)
         backbone.train(training)
         return bank, keys
-
-
-def _length(example: Example) -> int:
-    return max(array.size for array in example.values())
 
 
 class Rows(Dataset[Example]):

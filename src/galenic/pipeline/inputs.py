@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from galenic.core.errors import DataError
+from galenic.core.fingerprint import fingerprint_arrays, fingerprint_bytes
 from galenic.data import transforms
 from galenic.data.augment import AugmentConfig
 from galenic.data.cohort import Cohort
@@ -107,8 +107,11 @@ class Inputs(Dataset[Example]):
         self.epoch = epoch
 
     def keys(self, rows: Iterable[int]) -> list[str]:
-        """A content key of each row's undrawn input, for the caches."""
-        return [_digest(self[row]) for row in rows]
+        """A content key of each row's undrawn input, for the caches; no file is decoded."""
+        if self.transform is None:
+            return [fingerprint_arrays(self[row]) for row in rows]
+        way = self.transform.fingerprint
+        return [fingerprint_bytes(way, self.cohort.content(row)) for row in rows]
 
 
 def single_input(cohort: Cohort) -> tuple[str, str]:
@@ -160,15 +163,6 @@ def _cut(texts: list[str], tokens: dict[str, list[list[int]]], backbone: Backbon
     return Cut(
         window, int((missing > 0).sum()), float(missing.sum() / (lengths.sum() + missing.sum()))
     )
-
-
-def _digest(example: Mapping[str, Array]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(example):
-        array = np.ascontiguousarray(example[key])
-        digest.update(f"{key}{array.shape}{array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 class Collate:

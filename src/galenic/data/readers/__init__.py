@@ -2,6 +2,8 @@
 
 A reader module has `MODALITY`, `SUFFIXES`, `read(path)` and raises nothing but
 :class:`~galenic.core.errors.DataError` and :class:`~galenic.core.errors.MissingExtraError`.
+Where a sample is more than its file it has `parts(path)`, where the header decides about the
+modality `modality(path)`, and where it reads folders `takes(path)`.
 """
 
 from __future__ import annotations
@@ -43,18 +45,56 @@ def modality_of(name: str | Path) -> str | None:
     return None if reader is None else str(reader.MODALITY)
 
 
+def modality_in(path: Path) -> str | None:
+    """What kind of input a file or folder on disk holds: by its header where that decides."""
+    reader = _reader_of(path)
+    if reader is None:
+        return None
+    if hasattr(reader, "modality") and path.exists():
+        return str(reader.modality(path))
+    return str(reader.MODALITY)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files that make up a sample, in a fixed order.
+
+    Raises:
+        DataError: If it is missing or of no known format.
+    """
+    reader = _existing(path)
+    found: list[Path] = reader.parts(path) if hasattr(reader, "parts") else [path]
+    return found
+
+
 def read(path: Path) -> Value:
-    """The content of a file.
+    """The content of a file, or of a folder of slices.
 
     Raises:
         DataError: If it is missing, of no known format, or broken.
     """
-    reader = reader_for(path)
+    value: Value = _existing(path).read(path)
+    return value
+
+
+def _existing(path: Path) -> ModuleType:
+    reader = _reader_of(path)
     if reader is None:
         raise DataError(
-            f"No reader takes '{path.suffix}'.", expected=", ".join(sorted(_by_suffix()))
+            f"No reader takes '{path.suffix or path.name}'.",
+            expected=", ".join(sorted(_by_suffix())),
         )
     if not path.exists():
         raise DataError(f"There is no file '{path.name}'.")
-    value: Value = reader.read(path)
-    return value
+    return reader
+
+
+def _reader_of(path: Path) -> ModuleType | None:
+    if len(path.name) <= LONGEST_CELL and path.is_dir():
+        return next((module for module in _of_folders() if module.takes(path)), None)
+    return reader_for(path)
+
+
+@cache
+def _of_folders() -> tuple[ModuleType, ...]:
+    found = (registry.load(__name__, name) for name in registry.modules(__name__))
+    return tuple(module for module in found if hasattr(module, "takes"))

@@ -1,4 +1,4 @@
-"""DICOM pictures and multi-frame stacks. Nothing that identifies a patient leaves this module."""
+"""DICOM pictures, multi-frame stacks and waveforms. Nothing that identifies a patient leaves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from galenic.core.errors import DataError, MissingExtraError
 from galenic.data.readers._guard import guarded, require_finite, require_size
-from galenic.data.values import Image, Volume
+from galenic.data.readers._waveform import waveform
+from galenic.data.values import Image, Signal, Volume
 
 MODALITY = "image"
 SUFFIXES = (".dcm", ".dicom")
@@ -26,8 +27,21 @@ HEADER_TAGS = [
 ]  # fmt: skip
 
 
-def read(path: Path, window: str | tuple[float, float] | None = None) -> Image | Volume:
+def modality(path: Path) -> str:
+    """`ecg` for a waveform, `volume` for several frames, else `image`; reads the header alone."""
+    with guarded(path, "DICOM file"):
+        data = pydicom_or_error().dcmread(
+            path, stop_before_pixels=True, specific_tags=["SOPClassUID", "NumberOfFrames"]
+        )
+        if "SOPClassUID" in data and "Waveform" in data.SOPClassUID.name:
+            return "ecg"
+        return "volume" if int(data.get("NumberOfFrames") or 1) > 1 else "image"
+
+
+def read(path: Path, window: str | tuple[float, float] | None = None) -> Image | Volume | Signal:
     """Pixels in the unit of the modality (Hounsfield for CT), several frames as a volume.
+
+    A waveform is read as a signal, its channels in mV where the file gives volts.
 
     Rescale slope and intercept are applied, then the window: the one named, or the file's own
     for pictures that are no CT; MONOCHROME1 is turned so that dense is bright.
@@ -39,13 +53,15 @@ def read(path: Path, window: str | tuple[float, float] | None = None) -> Image |
     Raises:
         DataError: If it is broken, holds no pixels, or its compression has no decoder here.
     """
-    pydicom = _pydicom()
+    pydicom = pydicom_or_error()
     with guarded(path, "DICOM file"):
         data = pydicom.dcmread(path)
+        if "WaveformSequence" in data:
+            return waveform(data)
         rows, columns = int(data.get("Rows", 0)), int(data.get("Columns", 0))
         if not rows or "PixelData" not in data:
             raise DataError(
-                "The DICOM file holds no pixels.", expected="an image, not a report or a waveform"
+                "The DICOM file holds no pixels.", expected="an image or a waveform, not a report"
             )
         frames, samples = int(data.get("NumberOfFrames") or 1), int(data.get("SamplesPerPixel", 1))
         require_size((frames, rows, columns, samples), "DICOM file")
@@ -70,14 +86,19 @@ def read(path: Path, window: str | tuple[float, float] | None = None) -> Image |
 
 def header(path: Path) -> tuple[tuple[int, ...], tuple[float, float] | None]:
     """Size (frames, H, W) and pixel spacing, without the pixels."""
-    pydicom = _pydicom()
+    pydicom = pydicom_or_error()
     with guarded(path, "DICOM file"):
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
         size = (int(data.get("NumberOfFrames") or 1), int(data.Rows), int(data.Columns))
         return size, _spacing(data)
 
 
-def _pydicom() -> Any:
+def pydicom_or_error() -> Any:
+    """The library.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+    """
     try:
         import pydicom
     except ImportError:

@@ -21,7 +21,7 @@ def read(path: Path) -> Volume:
     Raises:
         DataError: If the file is broken, has no three axes, or holds NaN.
     """
-    nibabel = _nibabel()
+    nibabel = nibabel_or_error()
     with guarded(path, "NIfTI volume"):
         opened = nibabel.load(path)
         if len(opened.shape) not in (3, 4):
@@ -29,23 +29,37 @@ def read(path: Path) -> Volume:
                 f"The volume has {len(opened.shape)} axes.", expected="three, or four with time"
             )
         require_size(opened.shape, "NIfTI volume")
-        turned = nibabel.as_closest_canonical(opened)
-        values = np.asarray(turned.dataobj, dtype=np.float32)
-        values = values[..., None] if values.ndim == 3 else values
-        voxels = np.ascontiguousarray(values.transpose(3, 2, 1, 0))
-        x, y, z = (float(side) for side in turned.header.get_zooms()[:3])
-        return Volume(require_finite(voxels, "volume"), np.asarray(turned.affine), (z, y, x))
+        return oriented(opened)
+
+
+def oriented(image: Any) -> Volume:
+    """A volume of nibabel's, [X, Y, Z] or [X, Y, Z, C], turned to the axes of :func:`read`.
+
+    Raises:
+        DataError: If a value is not finite.
+    """
+    turned = nibabel_or_error().as_closest_canonical(image)
+    values = np.asarray(turned.dataobj, dtype=np.float32)
+    values = values[..., None] if values.ndim == 3 else values
+    voxels = np.ascontiguousarray(values.transpose(3, 2, 1, 0))
+    x, y, z = (float(side) for side in turned.header.get_zooms()[:3])
+    return Volume(require_finite(voxels, "volume"), np.asarray(turned.affine), (z, y, x))
 
 
 def header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Shape and spacing in mm as the file has them, without the voxels."""
-    nibabel = _nibabel()
+    nibabel = nibabel_or_error()
     with guarded(path, "NIfTI volume"):
         opened = nibabel.load(path)
         return tuple(opened.shape), tuple(float(z) for z in opened.header.get_zooms()[:3])
 
 
-def _nibabel() -> Any:
+def nibabel_or_error() -> Any:
+    """The library.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+    """
     try:
         import nibabel
     except ImportError:

@@ -14,6 +14,18 @@ MODALITY = "ecg"
 SUFFIXES = (".hea", ".dat")
 
 
+def parts(path: Path) -> list[Path]:
+    """The header, and the files of samples that it names."""
+    header = path.with_suffix(".hea")
+    with guarded(path, "WFDB record"):
+        if not header.is_file():
+            raise DataError(f"The header '{header.name}' is missing.")
+        lines = header.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+        named = {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
+        found = (header.parent / name for name in sorted(named))
+        return [header, *(file for file in found if file.is_file())]
+
+
 def read(path: Path) -> Signal:
     """Leads [C, T] in the unit of the header (mV).
 

@@ -1,0 +1,129 @@
+"""A folder of DICOM slices as one volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from galenic.core.errors import DataError
+from galenic.data.readers import dicom
+from galenic.data.readers._guard import guarded, require_size
+from galenic.data.readers.nifti import nibabel_or_error, oriented
+from galenic.data.values import Image, Volume
+
+MODALITY = "volume"
+SUFFIXES: tuple[str, ...] = ()
+Array = np.ndarray[Any, np.dtype[Any]]
+# Distances between neighbours may differ by this share of the median before a slice is missing.
+UNEVEN = 0.2
+TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns"]
+
+
+def takes(path: Path) -> bool:
+    """Whether a folder holds DICOM files."""
+    return any(_is_slice(child) for child in path.iterdir())
+
+
+def parts(path: Path) -> list[Path]:
+    """The slices, by name."""
+    return sorted(child for child in path.iterdir() if _is_slice(child))
+
+
+def read(path: Path, window: str | tuple[float, float] | None = None) -> Volume:
+    """Voxels [1, D, H, W] in RAS orientation, in the unit of the modality.
+
+    Slices are ordered by their position along the normal of the slice plane, whatever their
+    files are called.
+
+    Args:
+        path: The folder.
+        window: As for :func:`galenic.data.readers.dicom.read`.
+
+    Raises:
+        DataError: If a slice is broken, the folder holds several series, slices differ in size
+            or direction, or one is missing between its neighbours.
+    """
+    with guarded(path, "DICOM series"):
+        files = parts(path)
+        headers = [_header(file) for file in files]
+        _require_one_series(headers)
+        across, down = _directions(headers[0])
+        normal = np.cross(across, down)
+        places = np.array([np.dot(header.ImagePositionPatient, normal) for header in headers])
+        order = np.argsort(places, kind="stable")
+        step = _step(places[order])
+        require_size((len(files), int(headers[0].Rows), int(headers[0].Columns)), "DICOM series")
+        slices = [_slice(files[place], window) for place in order]
+        row_mm, column_mm = slices[0].spacing_mm or (1.0, 1.0)
+        # DICOM's axes point left and back, NIfTI's right and forward.
+        affine = np.eye(4)
+        affine[:3, 0], affine[:3, 1] = across * column_mm, down * row_mm
+        affine[:3, 2] = normal * step
+        affine[:3, 3] = headers[order[0]].ImagePositionPatient
+        affine[:2] *= -1
+        stack = np.stack([value.pixels[0] for value in slices], axis=-1).transpose(1, 0, 2)
+        return oriented(nibabel_or_error().Nifti1Image(stack.astype(np.float32), affine))
+
+
+def _is_slice(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(dicom.SUFFIXES)
+
+
+def _header(path: Path) -> Any:
+    header = dicom.pydicom_or_error().dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+    for tag in TAGS[1:]:
+        if header.get(tag) is None:
+            raise DataError(
+                f"'{path.name}' has no {tag}.", expected="slices with position and direction"
+            )
+    return header
+
+
+def _require_one_series(headers: list[Any]) -> None:
+    traits = {
+        "series": [str(header.get("SeriesInstanceUID")) for header in headers],
+        "sizes": [f"{header.Rows} x {header.Columns}" for header in headers],
+        "directions": [
+            str(np.round(np.array(header.ImageOrientationPatient, float), 3)) for header in headers
+        ],
+    }
+    for what, values in traits.items():
+        found = len(set(values))
+        if found > 1:
+            raise DataError(
+                f"The folder holds slices of {found} {what}.",
+                expected="one series a folder",
+                next_step="Move each series to a folder of its own.",
+            )
+
+
+def _directions(header: Any) -> tuple[Array, Array]:
+    cosines = np.array(header.ImageOrientationPatient, dtype=float)
+    return cosines[:3], cosines[3:]
+
+
+def _step(places: Array) -> float:
+    """Distance between neighbours in mm, checked for gaps and copies."""
+    if len(places) == 1:
+        return 1.0
+    gaps = np.diff(places)
+    usual = float(np.median(gaps))
+    if gaps.min() <= 1e-3:
+        raise DataError("Two slices of the series lie at one position.", expected="one a position")
+    odd = int((np.abs(gaps - usual) > UNEVEN * usual).sum())
+    if odd:
+        raise DataError(
+            f"The slices are unevenly spaced at {odd} of {len(gaps)} places "
+            f"({gaps.min():.2f} to {gaps.max():.2f} mm): slices are missing.",
+            expected=f"{usual:.2f} mm throughout",
+        )
+    return usual
+
+
+def _slice(path: Path, window: str | tuple[float, float] | None) -> Image:
+    value = dicom.read(path, window)
+    if not isinstance(value, Image) or len(value.pixels) != 1:
+        raise DataError(f"'{path.name}' is no single grey slice.", expected="one frame a file")
+    return value

@@ -1,0 +1,135 @@
+"""DICOM beyond pictures: waveforms, and folders of slices."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from galenic.core.errors import DataError
+from galenic.data.cohort import Cohort
+from galenic.data.readers import modality_in, parts_of, read
+from galenic.data.values import Signal, Volume
+
+pydicom = pytest.importorskip("pydicom")
+SHAPE = (5, 6, 7)
+# Slice, row and column distance in mm.
+SPACING = (2.5, 0.5, 0.8)
+
+
+def example(name: str) -> Path:
+    return Path(pydicom.examples.get_path(name))
+
+
+def write_series(folder: Path, directions: list[float], places: list[int] | None = None) -> Any:
+    """Slices whose voxels are numbered, named against their order; gives the voxels."""
+    folder.mkdir()
+    voxels = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+    normal = np.cross(directions[:3], directions[3:])
+    for place in range(SHAPE[0]) if places is None else places:
+        data = pydicom.dcmread(example("ct"))
+        del data.DataSetTrailingPadding
+        data.Rows, data.Columns = SHAPE[1:]
+        data.PixelData = voxels[place].tobytes()
+        data.RescaleSlope, data.RescaleIntercept = 1, 0
+        data.PixelSpacing = list(SPACING[1:])
+        data.ImageOrientationPatient = directions
+        data.ImagePositionPatient = [round(float(v), 4) for v in normal * place * SPACING[0]]
+        data.save_as(folder / f"{SHAPE[0] - place}.dcm")
+    return voxels
+
+
+AXIAL = [1.0, 0, 0, 0, 1, 0]
+CORONAL = [1.0, 0, 0, 0, 0, -1]
+SAGITTAL = [0.0, 1, 0, 0, 0, -1]
+
+
+@pytest.mark.parametrize("directions", [AXIAL, CORONAL, SAGITTAL])
+def test_a_series_lies_where_monai_puts_it(directions: list[float], tmp_path: Path) -> None:
+    """The same voxel at the same place in the world, whatever the plane of the slices."""
+    data = pytest.importorskip("monai.data")
+    voxels = write_series(tmp_path / "series", directions)
+    ours = read(tmp_path / "series")
+    assert isinstance(ours, Volume)
+    assert ours.affine is not None
+    reader = data.PydicomReader(affine_lps_to_ras=True)
+    theirs, meta = reader.get_data(reader.read(str(tmp_path / "series")))
+    for marked in (0, 50, voxels.size - 1):
+        d, h, w = np.argwhere(ours.voxels[0] == marked)[0]
+        i, j, k = np.argwhere(np.asarray(theirs) == marked)[0]
+        np.testing.assert_allclose(
+            ours.affine @ [w, h, d, 1], np.asarray(meta["affine"]) @ [i, j, k, 1], atol=1e-4
+        )
+    assert sorted(ours.spacing_mm or ()) == pytest.approx(sorted(SPACING))
+    assert np.allclose(ours.affine[:3, :3], np.diag(np.diag(ours.affine)[:3]))
+    assert (np.diag(ours.affine) > 0).all()
+
+
+def test_a_missing_slice_is_found(tmp_path: Path) -> None:
+    write_series(tmp_path / "gap", AXIAL, [0, 1, 3, 4])
+    with pytest.raises(DataError, match="slices are missing"):
+        read(tmp_path / "gap")
+
+
+def test_two_series_in_one_folder_are_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "two", AXIAL)
+    shutil.copy(example("mr"), tmp_path / "two" / "other.dcm")
+    with pytest.raises(DataError, match="2 series"):
+        read(tmp_path / "two")
+
+
+def test_a_cut_slice_is_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "cut", AXIAL)
+    path = tmp_path / "cut" / "3.dcm"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="cannot be read"):
+        read(tmp_path / "cut")
+
+
+def test_a_waveform_is_an_ecg_in_millivolt() -> None:
+    path = example("waveform")
+    value = read(path)
+    assert isinstance(value, Signal)
+    assert value.samples.shape == (12, 10_000)
+    assert value.rate_hz == 1000
+    assert value.channels == (
+        "I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6",
+    )  # fmt: skip
+    # Einthoven's law holds in one unit for all leads, to the rounding of 16-bit samples.
+    lead = dict(zip(value.channels, value.samples, strict=True))
+    np.testing.assert_allclose(lead["I"] + lead["III"], lead["II"], atol=0.005)
+    assert 0.5 < np.abs(value.samples).max() < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"), [("waveform", "ecg"), ("ct", "image"), ("ybr_color", "volume")]
+)
+def test_the_header_says_what_a_cohort_holds(name: str, modality: str, tmp_path: Path) -> None:
+    shutil.copy(example(name), tmp_path / "a.dcm")
+    table = pd.DataFrame({"file": ["a.dcm", "missing.dcm"], "label": ["x", "y"]})
+    assert Cohort.open(table, root=tmp_path).inputs == {"file": modality}
+
+
+def test_class_folders_hold_series(tmp_path: Path) -> None:
+    for label in ("ill", "well"):
+        (tmp_path / label).mkdir()
+        write_series(tmp_path / label / "one", AXIAL)
+    cohort = Cohort.open(tmp_path)
+    assert cohort.inputs == {"file": "volume"}
+    assert len(cohort) == 2
+    assert cohort.read(0)["file"].voxels.shape[1:] == SHAPE
+    assert len(parts_of(tmp_path / "ill" / "one")) == SHAPE[0]
+    assert cohort.content(0) == cohort.content(1)
+    (tmp_path / "ill" / "one" / "1.dcm").write_bytes(b"other")
+    assert cohort.content(0) != cohort.content(1)
+
+
+def test_other_folders_are_no_input(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    assert modality_in(tmp_path / "notes") is None
+    with pytest.raises(DataError, match="No reader takes"):
+        read(tmp_path / "notes")
