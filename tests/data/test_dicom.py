@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 
 from galenic.core.errors import DataError
+from galenic.data import seen
+from galenic.data.check import check
 from galenic.data.cohort import Cohort
-from galenic.data.readers import modality_in, parts_of, read
+from galenic.data.readers import header, modality_in, parts_of, read
 from galenic.data.values import Signal, Volume
 
 pydicom = pytest.importorskip("pydicom")
@@ -133,3 +135,35 @@ def test_other_folders_are_no_input(tmp_path: Path) -> None:
     assert modality_in(tmp_path / "notes") is None
     with pytest.raises(DataError, match="No reader takes"):
         read(tmp_path / "notes")
+
+
+def test_headers_tell_what_reading_tells(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", AXIAL)
+    for path in (example("ct"), example("mr"), example("waveform"), tmp_path / "series"):
+        value, found = read(path), header(path)
+        assert found is not None
+        if isinstance(value, Signal):
+            assert found.shape == value.samples.shape
+            continue
+        array = value.voxels if isinstance(value, Volume) else value.pixels
+        assert found.shape[-2:] == array.shape[-2:]
+        assert found.spacing_mm == pytest.approx(value.spacing_mm[-2:])
+
+
+def test_a_check_of_headers_decodes_nothing(tmp_path: Path, monkeypatch) -> None:
+    for name in ("ct", "mr"):
+        shutil.copy(example(name), tmp_path / f"{name}.dcm")
+    (tmp_path / "torn.dcm").write_bytes(b"no DICOM")
+    table = pd.DataFrame(
+        {"file": ["ct.dcm", "mr.dcm", "torn.dcm", "gone.dcm"], "label": list("abab")}
+    )
+    cohort = Cohort.open(table, root=tmp_path)
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr(pydicom.dataset.Dataset, "pixel_array", property(forbidden))
+    report = check(cohort, look=seen.headers)
+    rows = {row for f in report.findings if f.code == "unreadable" for row in f.rows}
+    assert rows == {2, 3}
+    assert "sizes" in {f.code for f in report.findings}

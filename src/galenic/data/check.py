@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from galenic.core.errors import DataError, GalenicError
-from galenic.core.progress import track
 from galenic.data.cohort import Cohort
-from galenic.data.duplicates import content_hash, difference_hash, near_pairs
+from galenic.data.duplicates import near_pairs
 from galenic.data.labels import require_seen
+from galenic.data.seen import Seen, everything
 from galenic.data.splits import PARTS, SplitConfig, Splits, make_splits
-from galenic.data.values import Image, Volume
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Level = Literal["error", "warning", "info"]
@@ -50,23 +49,18 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class _Seen:
-    """What one pass over the files gathered."""
-
-    broken: list[tuple[int, str]] = field(default_factory=list)
-    content: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    look: list[tuple[int, int]] = field(default_factory=list)
-    spacing: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
-    shapes: dict[tuple[int, ...], int] = field(default_factory=lambda: defaultdict(int))
-
-
-def check(cohort: Cohort, splits: Splits | None = None) -> Report:
-    """Read every file once, and report what is wrong or odd.
+def check(
+    cohort: Cohort,
+    splits: Splits | None = None,
+    look: Callable[[Cohort], Seen] = everything,
+) -> Report:
+    """Look at every file once, and report what is wrong or odd.
 
     Args:
         cohort: What to look at.
         splits: The parts; None for the manifest's own, where it has them.
+        look: How far to look: :func:`~galenic.data.seen.everything`, or
+            :func:`~galenic.data.seen.headers`, which finds neither copies nor broken content.
     """
     findings = [Finding("warning", "assumed", note) for note in cohort.notes]
     part = np.full(len(cohort), -1)
@@ -81,7 +75,7 @@ def check(cohort: Cohort, splits: Splits | None = None) -> Report:
             part[getattr(splits, name)] = place
     findings += _labels(cohort, splits)
     findings += _missing(cohort)
-    seen = _read_all(cohort)
+    seen = look(cohort)
     findings += _unreadable(seen)
     findings += _copies(cohort, seen, part)
     findings += _spacing(seen)
@@ -150,30 +144,7 @@ def _missing(cohort: Cohort) -> list[Finding]:
     return found
 
 
-def _read_all(cohort: Cohort) -> _Seen:
-    seen = _Seen()
-    if set(cohort.inputs.values()) == {"table"}:
-        hashed = cohort.features().apply(lambda row: repr(row.to_list()), axis=1)
-        for row, text in enumerate(hashed):
-            seen.content[content_hash(text)].append(row)
-        return seen
-    for row in track(range(len(cohort)), "reading every file"):
-        try:
-            values = cohort.read(row)
-        except GalenicError as error:
-            seen.broken.append((row, error.found))
-            continue
-        for value in values.values():
-            seen.content[content_hash(value)].append(row)
-            if isinstance(value, Image | Volume):
-                seen.look.append((row, difference_hash(value)))
-                seen.shapes[(value.pixels if isinstance(value, Image) else value.voxels).shape] += 1
-                if value.spacing_mm is not None:
-                    seen.spacing.append((row, value.spacing_mm))
-    return seen
-
-
-def _unreadable(seen: _Seen) -> list[Finding]:
+def _unreadable(seen: Seen) -> list[Finding]:
     by_reason: dict[str, list[int]] = defaultdict(list)
     for row, reason in seen.broken:
         by_reason[reason].append(row)
@@ -183,7 +154,7 @@ def _unreadable(seen: _Seen) -> list[Finding]:
     ]
 
 
-def _copies(cohort: Cohort, seen: _Seen, part: Array) -> list[Finding]:
+def _copies(cohort: Cohort, seen: Seen, part: Array) -> list[Finding]:
     """Same content across parts or patients, and pictures that look alike across parts."""
     crossing, repeated = [], []
     for rows in seen.content.values():
@@ -215,7 +186,7 @@ def _copies(cohort: Cohort, seen: _Seen, part: Array) -> list[Finding]:
     return found
 
 
-def _spacing(seen: _Seen) -> list[Finding]:
+def _spacing(seen: Seen) -> list[Finding]:
     if len(seen.spacing) < RARE_CLASS:
         return []
     logs = np.log([[max(side, 1e-6) for side in spacing[-2:]] for _, spacing in seen.spacing])

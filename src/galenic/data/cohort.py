@@ -17,7 +17,8 @@ from galenic.core.errors import DataError
 from galenic.core.fingerprint import fingerprint_bytes
 from galenic.data import manifest
 from galenic.data.labels import LabelKind, LabelSpec, encode, infer
-from galenic.data.readers import parts_of, read
+from galenic.data.readers import header, parts_of, read
+from galenic.data.values import Header
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SAMPLE = "sample:"
@@ -197,6 +198,21 @@ class Cohort:
             where = f"{self.name}, row {row}, column '{column}'"
             raise DataError("The cell is empty.", where=where, expected=f"a path to an {kind}")
         return str(cell) if kind == "text" and not str(cell).endswith(".txt") else self.root / cell
+
+    def header(self, row: int) -> dict[str, Header | None]:
+        """What the files of a row say about themselves, by column; None where they do not.
+
+        Raises:
+            DataError: If a file is missing or its header broken; names row and column.
+        """
+        return {column: self._header(row, column, kind) for column, kind in self.inputs.items()}
+
+    def _header(self, row: int, column: str, kind: str) -> Header | None:
+        found = "" if kind == "table" else self._cell(row, column, kind)
+        if isinstance(found, str):
+            return None
+        with self._located(row, column):
+            return header(found)
 
     def content(self, row: int) -> str:
         """Fingerprint of what stands behind the inputs of a row; no file is decoded.

@@ -64,15 +64,16 @@ def infer(table: pd.DataFrame, columns: Sequence[str], kind: LabelKind | None = 
     values = table[column].dropna()
     if values.empty:
         raise DataError(f"Label column '{column}' has no value in any row.")
-    if kind == "continuous" or (kind is None and _is_measurement(values)):
+    distinct = values.drop_duplicates()
+    if kind == "continuous" or (kind is None and _is_measurement(distinct)):
         _numbers(values)
-        if values.nunique() < 2:
+        if len(distinct) < 2:
             raise DataError(
                 f"Label column '{column}' has only one value: {values.iloc[0]}.",
                 expected="a measurement that varies",
             )
         return LabelSpec("continuous", columns)
-    classes = _classes(values)
+    classes = _classes(distinct)
     if len(classes) < 2:
         raise DataError(
             f"Label column '{column}' has only one class: '{classes[0]}'.",
@@ -145,20 +146,19 @@ def require_seen(spec: LabelSpec, targets: Array, parts: Parts) -> None:
         raise DataError("Training has only one class.", where=f"column '{spec.columns[0]}'")
 
 
-def _is_measurement(values: pd.Series) -> bool:
-    numeric = pd.to_numeric(values, errors="coerce")
-    if numeric.isna().any() or pd.api.types.is_bool_dtype(values):
+def _is_measurement(distinct: pd.Series) -> bool:
+    numeric = pd.to_numeric(distinct, errors="coerce")
+    if numeric.isna().any() or pd.api.types.is_bool_dtype(distinct):
         return False
     whole = np.all(np.mod(numeric, 1) == 0)
-    return bool(not whole or numeric.nunique() > MOST_NUMERIC_CLASSES)
+    return bool(not whole or len(numeric) > MOST_NUMERIC_CLASSES)
 
 
-def _classes(values: pd.Series) -> tuple[str, ...]:
-    numeric = pd.to_numeric(values, errors="coerce")
-    if numeric.notna().all() and not pd.api.types.is_bool_dtype(values):
-        order = np.argsort(pd.to_numeric(values.unique()), kind="stable")
-        return tuple(_as_text(pd.Series(values.unique()[order])))
-    return tuple(sorted(_as_text(pd.Series(values.unique()))))
+def _classes(distinct: pd.Series) -> tuple[str, ...]:
+    numeric = pd.to_numeric(distinct, errors="coerce")
+    if numeric.notna().all() and not pd.api.types.is_bool_dtype(distinct):
+        return tuple(_as_text(distinct.iloc[np.argsort(numeric, kind="stable")]))
+    return tuple(sorted(_as_text(distinct)))
 
 
 def _as_text(values: pd.Series) -> pd.Series:

@@ -53,4 +53,17 @@ class Signal:
     channels: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself before its content is read.
+
+    Attributes:
+        shape: As the reader's array would have it, channels first where the header names them.
+        spacing_mm: Distances along the last axes in mm, where known.
+    """
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...] | None = None
+
+
 Value = Image | Volume | Signal | str

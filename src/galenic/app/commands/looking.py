@@ -31,6 +31,7 @@ app = typer.Typer()
     epilog=examples(
         "galenic check cohort.csv",
         "galenic check cohort.csv --label outcome --split fold --json",
+        "galenic check archive.csv --headers",
     )
 )
 @guarded
@@ -43,16 +44,21 @@ def check(
     site: Site = None,
     date: Date = None,
     split: Split = None,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Read headers alone: fast, finds no copies.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Look for unreadable files, leakage and oddities; exit 1 where there are errors."""
     from galenic.core.files import plain
+    from galenic.data import seen
     from galenic.data.check import check as inspect
     from galenic.data.cohort import Cohort
 
     parts: Any = columns(label, inputs, patient_id, kind, site, date, split)
-    report = inspect(Cohort.open(source, **parts))
+    look = seen.headers if headers else seen.everything
+    report = inspect(Cohort.open(source, **parts), look=look)
     if as_json:
         print_json(plain(report))
     else:

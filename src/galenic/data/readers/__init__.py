@@ -3,7 +3,8 @@
 A reader module has `MODALITY`, `SUFFIXES`, `read(path)` and raises nothing but
 :class:`~galenic.core.errors.DataError` and :class:`~galenic.core.errors.MissingExtraError`.
 Where a sample is more than its file it has `parts(path)`, where the header decides about the
-modality `modality(path)`, and where it reads folders `takes(path)`.
+modality `modality(path)`, where it reads folders `takes(path)`, and `header(path)` where the
+file tells its size before its content.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from galenic.core import registry
 from galenic.core.errors import DataError
 
 if TYPE_CHECKING:
-    from galenic.data.values import Value
+    from galenic.data.values import Header, Value
 
 LONGEST_CELL = 1024
 
@@ -74,6 +75,17 @@ def read(path: Path) -> Value:
     """
     value: Value = _existing(path).read(path)
     return value
+
+
+def header(path: Path) -> Header | None:
+    """What a file says about itself before its content is read; None where its format does not.
+
+    Raises:
+        DataError: If it is missing, of no known format, or its header broken.
+    """
+    reader = _existing(path)
+    found: Header | None = reader.header(path) if hasattr(reader, "header") else None
+    return found
 
 
 def _existing(path: Path) -> ModuleType:

@@ -10,7 +10,7 @@ import numpy as np
 from galenic.core.errors import DataError, MissingExtraError
 from galenic.data.readers._guard import guarded, require_finite, require_size
 from galenic.data.readers._waveform import waveform
-from galenic.data.values import Image, Signal, Volume
+from galenic.data.values import Header, Image, Signal, Volume
 
 MODALITY = "image"
 SUFFIXES = (".dcm", ".dicom")
@@ -21,10 +21,7 @@ WINDOWS = {
     "bone": (400.0, 1800.0),
     "brain": (40.0, 80.0),
 }
-HEADER_TAGS = [
-    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PixelSpacing", "ImagerPixelSpacing",
-    "SliceThickness", "PhotometricInterpretation", "Modality",
-]  # fmt: skip
+HEADER_TAGS = ["Rows", "Columns", "NumberOfFrames", "PixelSpacing", "ImagerPixelSpacing"]
 
 
 def modality(path: Path) -> str:
@@ -84,13 +81,17 @@ def read(path: Path, window: str | tuple[float, float] | None = None) -> Image |
         return Image(values[None], spacing)
 
 
-def header(path: Path) -> tuple[tuple[int, ...], tuple[float, float] | None]:
-    """Size (frames, H, W) and pixel spacing, without the pixels."""
+def header(path: Path) -> Header:
+    """Frames, rows and columns with the pixel spacing, or channels and samples of a waveform."""
     pydicom = pydicom_or_error()
     with guarded(path, "DICOM file"):
         data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
-        size = (int(data.get("NumberOfFrames") or 1), int(data.Rows), int(data.Columns))
-        return size, _spacing(data)
+        if "Rows" not in data:
+            signal = read(path)
+            assert isinstance(signal, Signal)
+            return Header(signal.samples.shape)
+        frames = int(data.get("NumberOfFrames") or 1)
+        return Header((frames, int(data.Rows), int(data.Columns)), _spacing(data))
 
 
 def pydicom_or_error() -> Any:

@@ -11,7 +11,7 @@ from galenic.core.errors import DataError
 from galenic.data.readers import dicom
 from galenic.data.readers._guard import guarded, require_size
 from galenic.data.readers.nifti import nibabel_or_error, oriented
-from galenic.data.values import Image, Volume
+from galenic.data.values import Header, Image, Volume
 
 MODALITY = "volume"
 SUFFIXES: tuple[str, ...] = ()
@@ -65,6 +65,13 @@ def read(path: Path, window: str | tuple[float, float] | None = None) -> Volume:
         affine[:2] *= -1
         stack = np.stack([value.pixels[0] for value in slices], axis=-1).transpose(1, 0, 2)
         return oriented(nibabel_or_error().Nifti1Image(stack.astype(np.float32), affine))
+
+
+def header(path: Path) -> Header:
+    """Slices, rows and columns, with their distances."""
+    with guarded(path, "DICOM series"):
+        slices = [dicom.header(part) for part in parts(path)]
+        return Header((len(slices), *slices[0].shape[1:]), slices[0].spacing_mm)
 
 
 def _is_slice(path: Path) -> bool:

@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from galenic.data.readers._guard import guarded, require_finite, require_size
-from galenic.data.values import Image
+from galenic.data.values import Header, Image
 
 MODALITY = "image"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -37,7 +37,7 @@ def read(path: Path) -> Image:
         return Image(require_finite(np.ascontiguousarray(layers), "image"))
 
 
-def header(path: Path) -> tuple[int, ...]:
-    """Size (H, W), without decoding the pixels."""
+def header(path: Path) -> Header:
+    """Rows and columns, without decoding the pixels."""
     with guarded(path, "image"), Pillow.open(path) as opened:
-        return (opened.height, opened.width)
+        return Header((opened.height, opened.width))

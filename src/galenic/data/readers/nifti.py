@@ -9,7 +9,7 @@ import numpy as np
 
 from galenic.core.errors import DataError, MissingExtraError
 from galenic.data.readers._guard import guarded, require_finite, require_size
-from galenic.data.values import Volume
+from galenic.data.values import Header, Volume
 
 MODALITY = "volume"
 SUFFIXES = (".nii", ".nii.gz")
@@ -46,12 +46,13 @@ def oriented(image: Any) -> Volume:
     return Volume(require_finite(voxels, "volume"), np.asarray(turned.affine), (z, y, x))
 
 
-def header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Shape and spacing in mm as the file has them, without the voxels."""
+def header(path: Path) -> Header:
+    """Shape and spacing by the file's own axes, without the voxels."""
     nibabel = nibabel_or_error()
     with guarded(path, "NIfTI volume"):
         opened = nibabel.load(path)
-        return tuple(opened.shape), tuple(float(z) for z in opened.header.get_zooms()[:3])
+        spacing = tuple(float(side) for side in opened.header.get_zooms()[:3])
+        return Header(tuple(opened.shape), spacing)
 
 
 def nibabel_or_error() -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from galenic.core.errors import DataError, MissingExtraError
 from galenic.data.readers._guard import guarded, require_finite, require_size
-from galenic.data.values import Signal
+from galenic.data.values import Header, Signal
 
 MODALITY = "ecg"
 SUFFIXES = (".hea", ".dat")
@@ -32,10 +33,7 @@ def read(path: Path) -> Signal:
     Raises:
         DataError: If header or samples are missing or broken.
     """
-    try:
-        import wfdb
-    except ImportError:
-        raise MissingExtraError.of("wfdb", "signals") from None
+    wfdb = _wfdb()
     record = path.with_suffix("")
     with guarded(path, "WFDB record"):
         if not record.with_suffix(".hea").is_file():
@@ -46,3 +44,18 @@ def read(path: Path) -> Signal:
         values = np.ascontiguousarray(samples.T, dtype=np.float32)
         require_finite(values, "record")
         return Signal(values, float(fields["fs"]), tuple(fields["sig_name"]))
+
+
+def header(path: Path) -> Header:
+    """Leads and samples."""
+    with guarded(path, "WFDB record"):
+        facts = _wfdb().rdheader(str(path.with_suffix("")))
+        return Header((facts.n_sig, facts.sig_len))
+
+
+def _wfdb() -> Any:
+    try:
+        import wfdb
+    except ImportError:
+        raise MissingExtraError.of("wfdb", "signals") from None
+    return wfdb

@@ -19,24 +19,24 @@ def build() -> SampleCohort:
     """
     import simple_icd_10_cm as icd
 
+    chapters: dict[str, str | None] = {}
     rows = []
     for code in icd.get_all_codes(with_dots=True):
-        if not icd.is_leaf(code):
-            continue
-        ancestors = icd.get_ancestors(code)
-        category = next((a for a in [code, *ancestors] if icd.is_category(a) and len(a) == 3), None)
-        if category is None or not icd.is_chapter(ancestors[-1]):
-            continue
-        chapter = icd.get_description(ancestors[-1]).rpartition(" (")[0]
-        rows.append((category, icd.get_description(code), chapter))
-    table = pd.DataFrame(rows, columns=["category", "phrase", "chapter"])
+        if icd.is_leaf(code):
+            category = code.partition(".")[0]
+            if category not in chapters:
+                chapters[category] = _chapter(category)
+            rows.append((category, code, chapters[category]))
+    table = pd.DataFrame(rows, columns=["category", "code", "chapter"]).dropna(ignore_index=True)
     draw = rng(SEED, "icd10")
     table = table.iloc[draw.permutation(len(table))]
     # Round robin over categories within a chapter: rare categories are seen as well as common.
     turn = table.groupby("category").cumcount()
     table = table.assign(turn=turn).sort_values("turn", kind="stable")
     each = PHRASES // table["chapter"].nunique() + 1
-    chosen = table.groupby("chapter", sort=True).head(each).sort_values(["category", "phrase"])
+    chosen = table.groupby("chapter", sort=True).head(each)
+    phrases = [icd.get_description(code) for code in chosen["code"]]
+    chosen = chosen.assign(phrase=phrases).sort_values(["category", "phrase"])
     return SampleCohort(
         table=chosen[["category", "phrase", "chapter"]].reset_index(drop=True),
         inputs=["phrase"],
@@ -45,3 +45,14 @@ def build() -> SampleCohort:
         title="ICD-10-CM, April 2026: name the chapter of a diagnosis phrase",
         license="ICD-10-CM is in the public domain; the carrying package is MIT",
     )
+
+
+def _chapter(category: str) -> str | None:
+    """Title of the chapter of a three-character category, without its range of codes."""
+    import simple_icd_10_cm as icd
+
+    if not (icd.is_valid_item(category) and icd.is_category(category) and len(category) == 3):
+        return None
+    top = icd.get_ancestors(category)[-1]
+    title: str = icd.get_description(top)
+    return title.rpartition(" (")[0] if icd.is_chapter(top) else None
