@@ -9,7 +9,8 @@ import pytest
 from PIL import Image as Pillow
 
 from galenic.core.errors import DataError
-from galenic.data.readers import read, reader_for
+from galenic.data.cohort import Cohort
+from galenic.data.readers import parts_of, read, reader_for
 from galenic.data.values import Image, Signal, Volume
 
 MUTATIONS = 60
@@ -109,3 +110,12 @@ def test_a_real_ecg_has_twelve_leads(real_data: Path) -> None:
 def test_names_choose_the_reader() -> None:
     assert reader_for("x.NII.GZ").MODALITY == "volume"
     assert reader_for("a sentence about a cough") is None
+
+
+def test_a_record_is_found_by_its_bare_name(real_data: Path) -> None:
+    pytest.importorskip("wfdb")
+    cohort = Cohort.open(real_data / "ptbxl_500/records.csv", label="device", inputs=["filename_lr"])
+    assert cohort.inputs == {"filename_lr": "ecg"}
+    named = (real_data / "ptbxl_500" / cohort.table["filename_lr"][0]).with_suffix(".hea")
+    np.testing.assert_array_equal(cohort.read(0)["filename_lr"].samples, read(named).samples)
+    assert len(parts_of(named.with_suffix(""))) == 2

@@ -148,7 +148,7 @@ def _modalities(cells: pd.Series, root: Path) -> Iterator[str | None]:
     for cell in cells.head(LOOKED_INTO):
         path = root / cell
         try:
-            yield modality_in(path) if len(cell) < LONGEST_CELL and path.exists() else None
+            yield modality_in(path) if len(cell) < LONGEST_CELL else None
         except (GalenicError, OSError, ValueError):
             yield None
 

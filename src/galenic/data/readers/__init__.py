@@ -3,7 +3,7 @@
 A reader module has `MODALITY`, `SUFFIXES`, `read(path)` and raises nothing but
 :class:`~galenic.core.errors.DataError` and :class:`~galenic.core.errors.MissingExtraError`.
 Where a sample is more than its file it has `parts(path)`, where the header decides about the
-modality `modality(path)`, where it reads folders `takes(path)`, and `header(path)` where the
+modality `modality(path)`, where it reads what has no suffix (folders, records) `takes(path)`, and `header(path)` where the
 file tells its size before its content.
 """
 
@@ -95,18 +95,19 @@ def _existing(path: Path) -> ModuleType:
             f"No reader takes '{path.suffix or path.name}'.",
             expected=", ".join(sorted(_by_suffix())),
         )
-    if not path.exists():
+    if reader is reader_for(path) and not path.exists():
         raise DataError(f"There is no file '{path.name}'.")
     return reader
 
 
 def _reader_of(path: Path) -> ModuleType | None:
-    if len(path.name) <= LONGEST_CELL and path.is_dir():
-        return next((module for module in _of_folders() if module.takes(path)), None)
-    return reader_for(path)
+    named = reader_for(path)
+    if named is not None or len(path.name) > LONGEST_CELL:
+        return named
+    return next((module for module in _takers() if module.takes(path)), None)
 
 
 @cache
-def _of_folders() -> tuple[ModuleType, ...]:
+def _takers() -> tuple[ModuleType, ...]:
     found = (registry.load(__name__, name) for name in registry.modules(__name__))
     return tuple(module for module in found if hasattr(module, "takes"))

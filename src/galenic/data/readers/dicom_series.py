@@ -23,7 +23,7 @@ TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", 
 
 def takes(path: Path) -> bool:
     """Whether a folder holds DICOM files."""
-    return any(_is_slice(child) for child in path.iterdir())
+    return path.is_dir() and any(_is_slice(child) for child in path.iterdir())
 
 
 def parts(path: Path) -> list[Path]:

@@ -15,9 +15,14 @@ MODALITY = "ecg"
 SUFFIXES = (".hea", ".dat")
 
 
+def takes(path: Path) -> bool:
+    """Whether a name without suffix is a record, as PhysioNet's tables list them."""
+    return path.with_name(f"{path.name}.hea").is_file()
+
+
 def parts(path: Path) -> list[Path]:
     """The header, and the files of samples that it names."""
-    header = path.with_suffix(".hea")
+    header = _record(path, ".hea")
     with guarded(path, "WFDB record"):
         if not header.is_file():
             raise DataError(f"The header '{header.name}' is missing.")
@@ -34,9 +39,9 @@ def read(path: Path) -> Signal:
         DataError: If header or samples are missing or broken.
     """
     wfdb = _wfdb()
-    record = path.with_suffix("")
+    record = _record(path)
     with guarded(path, "WFDB record"):
-        if not record.with_suffix(".hea").is_file():
+        if not _record(path, ".hea").is_file():
             raise DataError(f"The header '{record.name}.hea' is missing.")
         facts = wfdb.rdheader(str(record))
         require_size((facts.n_sig, facts.sig_len), "WFDB record")
@@ -49,8 +54,14 @@ def read(path: Path) -> Signal:
 def header(path: Path) -> Header:
     """Leads and samples."""
     with guarded(path, "WFDB record"):
-        facts = _wfdb().rdheader(str(path.with_suffix("")))
+        facts = _wfdb().rdheader(str(_record(path)))
         return Header((facts.n_sig, facts.sig_len))
+
+
+def _record(path: Path, suffix: str = "") -> Path:
+    """The record's name, which may hold dots, with another suffix."""
+    name = path.stem if path.suffix in SUFFIXES else path.name
+    return path.with_name(f"{name}{suffix}")
 
 
 def _wfdb() -> Any:
