@@ -1,4 +1,4 @@
-"""Run all benchmarks, or those named, and write `docs/benchmarks.md`."""
+"""Run all benchmarks, or those named, and write `docs/benchmarks.md`; `page` writes it alone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ NOT_BENCHMARKS = {"__init__", "__main__", "harness"}
 def main(names: list[str]) -> int:
     """Each benchmark in a process of its own; the exit code says whether all of them ran."""
     known = sorted(p.stem for p in HERE.glob("*.py") if p.stem not in NOT_BENCHMARKS)
-    unknown = set(names) - set(known)
+    unknown = set(names) - {*known, "page"}
     if unknown:
         print(f"No benchmark {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
         return 2
     codes = [
         subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], cwd=HERE.parent).returncode
         for name in names or known
+        if name != "page"
     ]
     (HERE.parent / "docs" / "benchmarks.md").write_text(page(), encoding="utf-8")
     return max(codes, default=0)
@@ -53,18 +54,12 @@ def _row(result: dict[str, Any]) -> str:
     return (
         f"| {result['name']} | {_figure(ours)} {result['unit']} "
         f"| {peer['name']} {peer['version']}: {_figure(peer)} "
-        f"| {_ratio(result['ratio'])} | {result['reach']} | {'yes' if result['met'] else 'no'} |"
+        f"| {_figure(result['ratio'])} | {result['reach']} | {'yes' if result['met'] else 'no'} |"
     )
 
 
 def _figure(side: dict[str, Any]) -> str:
-    return f"{side['median']:.4g} ({side['min']:.4g} to {side['max']:.4g})"
-
-
-def _ratio(ratio: Any) -> str:
-    if isinstance(ratio, dict):
-        return f"{ratio['median']:.3g} ({ratio['min']:.3g} to {ratio['max']:.3g})"
-    return f"{ratio:.3g}"
+    return f"{side['median']:.3g} ({side['min']:.3g} to {side['max']:.3g})"
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def write_result(
         "unit": unit,
         "ours": _spread(times.ours),
         "peer": {**peer, **_spread(times.peer)},
-        "ratio": ratio,
+        "ratio": _spread(times.ratios),
         "reach": reach,
         "met": bool(met(ratio)),
         "same_result": same_result,
