@@ -157,7 +157,8 @@ def test_check_reports_every_unreadable_file(tmp_path: Path) -> None:
 
 
 def test_real_manifests_open(real_data: Path) -> None:
-    ultrasound = Cohort.open(real_data / "busi_256_subset/manifest.csv", inputs=["image"])
+    ultrasound = Cohort.open(real_data / "busi_256_subset/manifest.csv")
+    assert ultrasound.inputs == {"image": "image"}
     assert ultrasound.label is not None
     assert ultrasound.label.classes == ("benign", "malignant", "normal")
     assert ultrasound.read(0)["image"].pixels.shape[1:] == (256, 256)

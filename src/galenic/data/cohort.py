@@ -316,7 +316,8 @@ def _inputs(
         return found, tuple(features)
     media = {c: k for c, k in files.items() if k != "text"}
     if media:
-        return media, ()
+        # A column that only tells where a file came from names none that is here.
+        return {c: k for c, k in media.items() if manifest.present(table[c], root)} or media, ()
     features = [c for c, k in kinds.items() if k == "table"]
     if files and not (len(features) > 5 * len(files)):
         return files, ()

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from galenic.core.errors import DataError, GalenicError, nearest
-from galenic.data.readers import LONGEST_CELL, modality_in, modality_of
+from galenic.data.readers import LONGEST_CELL, is_here, modality_in, modality_of
 
 ROLES = {
     "patient_id": ("patient_id", "patientid", "subject_id", "subject", "patient", "uniquepid",
@@ -141,6 +141,17 @@ def detect(values: pd.Series, root: Path) -> str | None:
         return "text"
     words = head.map(lambda cell: len(re.findall(r"\w+", cell))).median()
     return "text" if words >= PROSE_WORDS else "table"
+
+
+def present(values: pd.Series, root: Path) -> bool:
+    """Whether one of the first files that a column names is there.
+
+    Args:
+        values: The column.
+        root: What paths are relative to.
+    """
+    cells = values.dropna().head(LOOKED_INTO).astype(str)
+    return any(is_here(root / cell) for cell in cells)
 
 
 def _modalities(cells: pd.Series, root: Path) -> Iterator[str | None]:

@@ -56,6 +56,12 @@ def modality_in(path: Path) -> str | None:
     return str(reader.MODALITY)
 
 
+def is_here(path: Path) -> bool:
+    """Whether a file, folder or record that some reader takes is on disk."""
+    reader = _reader_of(path)
+    return reader is not None and (path.exists() or reader is not reader_for(path))
+
+
 def parts_of(path: Path) -> list[Path]:
     """The files that make up a sample, in a fixed order.
 
@@ -95,7 +101,7 @@ def _existing(path: Path) -> ModuleType:
             f"No reader takes '{path.suffix or path.name}'.",
             expected=", ".join(sorted(_by_suffix())),
         )
-    if reader is reader_for(path) and not path.exists():
+    if not is_here(path):
         raise DataError(f"There is no file '{path.name}'.")
     return reader
 
