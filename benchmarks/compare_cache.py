@@ -12,21 +12,22 @@ from benchmarks.harness import alternate, write_result
 from galenic import launch
 
 DATA = "sample:icd10"
-LAST = ["tuner.last_blocks=1"]
-ARMS = ["knn", "linear", "bitfit", "lora", "ssf", "ia3"]
-TUNED = ARMS[2:]
+ARMS = ["knn", "linear", "lst", "unipt", "lora", "ssf"]
+# What differs from the recipes: side networks for fewer epochs, tuners in the last block only.
+SIDE = {"schedule": {"epochs": 8}}
+LAST = {"tuner": {"last_blocks": 1}}
+CHANGES = {"lst": SIDE, "unipt": SIDE, "lora": LAST, "ssf": LAST}
 
 
 def recipes(folder: Path) -> list[str]:
-    """The six recipes; the tuned ones enter the last block only."""
+    """The six recipes; the backbone of four is wholly frozen, of two but for its last block."""
     from galenic.core.config import dump_yaml, merge
     from galenic.core.recipes import open_recipe
 
     found = []
     for name in ARMS:
         recipe = open_recipe(name).model_dump(mode="json")
-        if name in TUNED:
-            recipe = merge(recipe, {"config": {"tuner": {"last_blocks": 1}}})
+        recipe = merge(recipe, {"config": CHANGES.get(name, {})})
         path = folder / f"{name}.yaml"
         path.write_text(dump_yaml(recipe))
         found.append(str(path))

@@ -114,7 +114,9 @@ def test_names_choose_the_reader() -> None:
 
 def test_a_record_is_found_by_its_bare_name(real_data: Path) -> None:
     pytest.importorskip("wfdb")
-    cohort = Cohort.open(real_data / "ptbxl_500/records.csv", label="device", inputs=["filename_lr"])
+    cohort = Cohort.open(
+        real_data / "ptbxl_500/records.csv", label="device", inputs=["filename_lr"]
+    )
     assert cohort.inputs == {"filename_lr": "ecg"}
     named = (real_data / "ptbxl_500" / cohort.table["filename_lr"][0]).with_suffix(".hea")
     np.testing.assert_array_equal(cohort.read(0)["filename_lr"].samples, read(named).samples)

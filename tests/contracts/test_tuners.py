@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from galenic import tuners
 from galenic.core import registry
 from galenic.core.errors import BackboneError, ConfigError, WeightsError
 from galenic.core.inputs import InputSpec
+from galenic.language.prompted import PromptedNetwork
 from galenic.models.backbone import Backbone, Opened
 from galenic.pipeline.encoder import PooledEncoder
 
@@ -58,9 +61,16 @@ def convnext() -> Opened:
     return Opened(ConvNextModel(config), PIXELS)
 
 
+def cloze() -> Opened:
+    template: Any = SimpleNamespace(soft_ids=[7, None, 8])
+    return Opened(PromptedNetwork(bert().network, nn.Linear(32, 32), template), TOKENS)
+
+
 FAMILIES: dict[str, Callable[[], Opened]] = {
-    "vit": vit, "bert": bert, "swin": swin, "convnext": convnext,
+    "vit": vit, "bert": bert, "swin": swin, "convnext": convnext, "cloze": cloze,
 }  # fmt: skip
+# What any tuner may enter or must refuse; a cloze is a network around one of these.
+PLAIN = ("vit", "bert", "swin", "convnext")
 METHODS = registry.modules("galenic.tuners")
 
 
@@ -83,10 +93,15 @@ def untouched(family: str) -> Backbone:
 
 def batch(family: str) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(1)
-    if family == "bert":
+    if family in ("bert", "cloze"):
         mask = torch.ones(4, 8, dtype=torch.long)
         mask[1, 6:] = 0
-        return {"input_ids": torch.randint(5, 50, (4, 8), generator=draw), "attention_mask": mask}
+        ids = torch.randint(5, 50, (4, 8), generator=draw)
+        texts = {"input_ids": ids, "attention_mask": mask}
+        if family == "bert":
+            return texts
+        slots = torch.tensor([0, 1, 2, 3, 0, 0, 0, 0]).expand(4, 8)
+        return {**texts, "slots": slots, "mask_at": torch.tensor([4, 4, 5, 5])}
     return {"pixel_values": torch.randn(4, 3, 32, 32, generator=draw)}
 
 
@@ -154,7 +169,7 @@ def test_it_declares_what_it_is(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "family"), [(m, f) for m in METHODS for f in FAMILIES if not enters(m, f)]
+    ("method", "family"), [(m, f) for m in METHODS for f in PLAIN if not enters(m, f)]
 )
 def test_what_it_cannot_enter_is_refused_and_left_alone(method: str, family: str) -> None:
     backbone = untouched(family)
@@ -279,6 +294,38 @@ def test_recomputing_gives_the_same_gradients(method: str, family: str) -> None:
     assert plain.keys() == again.keys()
     for name, value in plain.items():
         torch.testing.assert_close(again[name], value, atol=1e-5, rtol=1e-4)
+
+
+MERGEABLE = [method for method in METHODS if tuners.capabilities(method).mergeable]
+
+
+class Pooled(nn.Module):
+    """A backbone as a function of one tensor, for the exporter."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.backbone(**{self.backbone.inputs.key: inputs}).pooled
+
+
+@pytest.mark.parametrize("method", MERGEABLE)
+@pytest.mark.filterwarnings("ignore")
+def test_merged_and_exported_to_onnx_it_is_the_same(method: str) -> None:
+    pytest.importorskip("onnxscript")
+    from onnx.reference import ReferenceEvaluator
+
+    family = next(f for m, f in PAIRS if m == method)
+    backbone, _ = taught(method, family)
+    apart = pooled(backbone, family)
+    network = backbone.network
+    backbone.network = network.merge_and_unload() if isinstance(network, PeftModel) else network
+    inputs = batch(family)[backbone.inputs.key]
+    program = torch.onnx.export(Pooled(backbone).eval(), (inputs,), dynamo=True, verbose=False)
+    graph = program.model_proto
+    (again,) = ReferenceEvaluator(graph).run(None, {graph.graph.input[0].name: inputs.numpy()})
+    torch.testing.assert_close(torch.from_numpy(again), apart, atol=1e-4, rtol=1e-4)
 
 
 def without_dropout(module: nn.Module) -> None:

@@ -59,3 +59,35 @@ def test_a_weight_of_zero_is_never_drawn() -> None:
 def test_bad_weights_are_errors(weights: np.ndarray) -> None:
     with pytest.raises(DataError, match="weights"):
         EpochSampler(5, 0, weights)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("size", [1, 5, 6])
+def test_groups_stand_side_by_side_in_every_batch(size: int, world: int) -> None:
+    groups = np.array(["a"] * 3 + ["b"] * 20 + ["c"] * 41)
+    for rank in range(world):
+        order = EpochSampler(len(groups), 0, groups=groups)
+        for batch in EpochBatches(order, size, rank, world):
+            counts = [int((groups[batch] == name).sum()) for name in "abc"]
+            assert max(counts) - min(counts) <= 1
+
+
+def test_a_group_is_used_up_before_a_sample_comes_again() -> None:
+    groups = np.array([0] * 4 + [1] * 16)
+    sampler = EpochSampler(20, 1, groups=groups)
+    first = list(sampler)
+    small = [row for row in first if row < 4]
+    assert len(first) == 20
+    assert sorted(small[:4]) == [0, 1, 2, 3]
+    assert sorted(small[4:8]) == [0, 1, 2, 3]
+    large = [row for row in first if row >= 4]
+    assert len(set(large)) == len(large)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
+def test_groups_must_be_one_a_sample() -> None:
+    with pytest.raises(DataError, match="groups"):
+        EpochSampler(5, 0, groups=np.zeros(4))

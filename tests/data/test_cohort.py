@@ -173,3 +173,34 @@ def test_sample_of_icd10_keeps_categories_together() -> None:
     assert len(cohort.label.classes) == 22
     assert 1800 < len(cohort) < 2200
     assert len(np.unique(cohort.patient_ids)) == cohort.table["category"].nunique()
+
+
+def test_a_label_that_names_files_is_refused(real_data: Path) -> None:
+    with pytest.raises(DataError, match="names files"):
+        Cohort.open(real_data / "msd_hippocampus/cases.csv")
+
+
+def test_several_labels_may_stand_in_one_cell() -> None:
+    cells = ["MI;STTC", "NORM", None, " ", "STTC| MI", "NORM"]
+    labels = pd.DataFrame({"size": [1.5, 2.0, 3.0, 4.0, 5.0, 6.0], "found": cells})
+    cohort = Cohort.open(labels, label="found", kind="multilabel")
+    assert cohort.label is not None
+    assert cohort.label.classes == ("MI", "NORM", "STTC")
+    nan = float("nan")
+    expected = [[1, 0, 1], [0, 1, 0], [nan] * 3, [nan] * 3, [1, 0, 1], [0, 1, 0]]
+    np.testing.assert_array_equal(cohort.targets(), expected)
+    with pytest.raises(DataError, match=r"'HYP' is none[^:]*where: row 1"):
+        encode(cohort.label, labels.assign(found=["MI", "HYP;MI"] * 3))
+
+
+def test_a_row_of_unknown_site_may_be_of_any_site() -> None:
+    sites = table(90, 1).assign(site=["north", "south", None] * 30)
+    splits = make_splits(Cohort.open(sites), SplitConfig(how="leave_site_out", site="north"), 0)
+    used = np.concatenate([splits.train, splits.val, splits.test])
+    assert set(sites["site"].iloc[used]) == {"north", "south"}
+
+
+def test_a_site_may_be_a_number() -> None:
+    sites = table(90, 1).assign(site=[59, 71, 122] * 30)
+    splits = make_splits(Cohort.open(sites), SplitConfig(how="leave_site_out", site=59), 0)  # type: ignore[arg-type]
+    assert set(sites["site"].iloc[splits.test]) == {59}

@@ -63,7 +63,7 @@ def test_weights_of_another_width_are_refused() -> None:
         f"features.{place}.{name.rpartition('.')[2]}": torch.cat([t, t]) if t.ndim else t
         for place, (name, t) in enumerate(target.items())
     }
-    with pytest.raises(WeightsError, match="of 312|of \\d+ tensors"):
+    with pytest.raises(WeightsError, match=r"of \d+ tensors"):
         mobilenet_v2.from_torchvision(wide, target)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `galenic ls | show | cp | run | compare | curve | check | report | doctor`.
+"""The command line: `galenic ls | show | cp | run | compare | curve | sites | check | report | doctor`.
 
 Only typer and the standard library are imported at the top: `galenic ls` answers at once.
 """

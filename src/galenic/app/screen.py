@@ -121,21 +121,32 @@ def leaderboard(board: Mapping[str, Any]) -> None:
         out.print(Text(f"{name} failed: {message}", style="red"))
 
 
-def points(curve: Mapping[str, Any]) -> None:
-    """Print a learning curve: a row a recipe, a column a number of patients a class."""
-    shots = sorted({point["shots"] for point in curve["points"]})
-    table = _table("recipe", *(f"{count} a class" for count in shots))
+def points(found: Mapping[str, Any], key: str) -> None:
+    """Print figures: a row a recipe, a column a number of patients or a site.
+
+    Args:
+        found: What `curve.json` or `sites.json` holds.
+        key: `shots` or `site`.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for point in found["points"]:
+        name = f"{point[key]} a class" if key == "shots" else str(point[key])
+        rows.setdefault(point["recipe"], {})[name] = _figure(point)
+    for row in found.get("summary", ()):
+        rows[row["recipe"]] |= {name: _figure(row[name]) for name in ("mean", "worst")}
+    names = list(next(iter(rows.values())))
+    table = _table("recipe", *names)
     for column in table.columns[1:]:
         column.justify = "right"
-    rows: dict[str, dict[int, str]] = {}
-    for point in curve["points"]:
-        cells = rows.setdefault(point["recipe"], {})
-        cells[point["shots"]] = f"{number(point['value'])} {interval(point)}"
-    for name, cells in rows.items():
-        table.add_row(Text(name, style="bold"), *(cells[count] for count in shots))
+    for recipe, cells in rows.items():
+        table.add_row(Text(recipe, style="bold"), *(cells[name] for name in names))
     out = console()
-    out.print(f"{curve['metric']} on test patients, mean [95 % interval] over seeds")
+    out.print(f"{found['metric']} on test patients, mean [95 % interval] over seeds")
     out.print(table)
+
+
+def _figure(point: Mapping[str, Any]) -> str:
+    return f"{number(point['value'])} {interval(point)}"
 
 
 def findings(source: str, report: Any) -> None:

@@ -124,8 +124,11 @@ def _scalar(text: str) -> Any:
     try:
         value = yaml.load(text, Loader=_loader())
     except yaml.YAMLError as error:
+        if all(text.count(a) == text.count(b) for a, b in ("{}", "[]")):
+            # A template such as '{text} is {mask}.' only opens like a mapping.
+            return text
         raise ConfigError(f"Value '{text}' is not YAML: {error}") from None
-    if isinstance(value, str):
+    if isinstance(value, str) and not text.lstrip().startswith(("'", '"')):
         # YAML 1.1 reads 1e-3 as text; everyone who types it means the number.
         try:
             return float(value)

@@ -95,6 +95,7 @@ class Engine(Trainer):
             self.plan.sample_weights,
             getattr(self.plan.train, "lengths", None),
             size * world,
+            self.plan.sample_groups,
         )
         self.batches = EpochBatches(order, size, rank, world)
         self.draws = torch.Generator()

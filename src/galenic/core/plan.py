@@ -47,6 +47,7 @@ class Plan:
         seed: Of order and dropout.
         validation: How an epoch is judged, or None.
         sample_weights: Relative chance of each sample, or None.
+        sample_groups: Group of each sample, where batches hold all groups alike, or None.
         depths: Depth of each parameter by name, or None.
         after_step: Called with (steps done, steps in all) after every optimiser step.
     """
@@ -57,6 +58,7 @@ class Plan:
     seed: int
     validation: Validation | None = None
     sample_weights: Array | None = None
+    sample_groups: Array | None = None
     depths: Mapping[str, int] | None = None
     after_step: Callable[[int, int], None] | None = None
 

@@ -19,7 +19,7 @@ POOL = 16
 
 
 class EpochSampler(Sampler[int]):
-    """A permutation, or weighted draws with replacement, afresh each epoch.
+    """A permutation, or weighted draws with replacement, or groups in turn, afresh each epoch.
 
     Args:
         count: Number of samples.
@@ -28,9 +28,12 @@ class EpochSampler(Sampler[int]):
         lengths: Size of each sample; batches are then made of samples of like size, which
             spares padding. None for batches by chance alone.
         batch_size: Samples a batch, for `lengths`.
+        groups: Group of each sample; any run of the order, so any batch, then holds all groups
+            in equal share, to within one sample. Comes before `weights` and `lengths`.
 
     Raises:
-        DataError: If the weights are not one finite number >= 0 a sample, or all are zero.
+        DataError: If the weights are not one finite number >= 0 a sample, or all are zero, or
+            groups are not one a sample.
     """
 
     def __init__(
@@ -40,19 +43,28 @@ class EpochSampler(Sampler[int]):
         weights: Array | None = None,
         lengths: Array | None = None,
         batch_size: int = 1,
+        groups: Array | None = None,
     ) -> None:
+        if groups is not None and np.shape(groups) != (count,):
+            raise DataError(
+                f"There are sample groups of shape {np.shape(groups)} for {count} samples.",
+                expected="one group a sample",
+            )
         self.count = count
         self.seed = seed
         self.epoch = 0
         self.chances = None if weights is None else _chances(weights, count)
         self.lengths = lengths
         self.batch_size = batch_size
+        self.groups = groups
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[int]:
         draw = rng(self.seed, "order", str(self.epoch))
+        if self.groups is not None:
+            return iter(_in_turn(self.groups, draw).tolist())
         if self.chances is None:
             order = draw.permutation(self.count)
         else:
@@ -114,6 +126,22 @@ def _chances(weights: Array, count: int) -> Array:
             expected="finite numbers >= 0, at least one of them above 0",
         )
     return values / values.sum()
+
+
+def _in_turn(groups: Array, draw: np.random.Generator) -> Array:
+    """As many samples as there are, one group after the other.
+
+    A group is gone through in random order, and again in another one when it is used up.
+    """
+    codes, place = np.unique(groups, return_inverse=True)
+    turns = -(-len(groups) // len(codes))
+    columns = []
+    for code in range(len(codes)):
+        rows = np.flatnonzero(place == code)
+        rounds = [draw.permutation(rows) for _ in range(-(-turns // len(rows)))]
+        columns.append(np.concatenate(rounds)[:turns])
+    order: Array = np.stack([columns[code] for code in draw.permutation(len(codes))], axis=1)
+    return order.ravel()[: len(groups)]
 
 
 def _bucketed(order: Array, lengths: Array, batch_size: int, draw: np.random.Generator) -> Array:

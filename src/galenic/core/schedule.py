@@ -25,7 +25,9 @@ class Schedule(Config):
     weight_decay: float = Field(0.05, ge=0, description="Not on biases, norms or scales.")
     layer_decay: float = Field(1.0, gt=0, le=1, description="Rate factor a layer downwards.")
     clip_norm: float | None = Field(1.0, gt=0, description="Largest gradient norm.")
-    balance: bool = Field(False, description="Draw every class equally often.")
+    balance: bool | Literal["site"] = Field(
+        False, description="true: draw every class equally often; site: every site."
+    )
     patience: int | None = Field(None, ge=1, description="Epochs without a better validation.")
     keep_best: bool = Field(True, description="End on the best epoch, not on the last.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

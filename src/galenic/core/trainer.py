@@ -54,6 +54,7 @@ def fit(
     seed: int,
     validation: Validation | None = None,
     sample_weights: Array | None = None,
+    sample_groups: Array | None = None,
     depths: Mapping[str, int] | None = None,
     after_step: Callable[[int, int], None] | None = None,
     log: Log | None = None,
@@ -75,6 +76,7 @@ def fit(
         validation: With it, training ends on the best epoch (`schedule.keep_best`) and may
             stop early (`schedule.patience`).
         sample_weights: Relative chance of each sample, for balanced drawing.
+        sample_groups: Group of each sample; every batch holds all groups in equal share.
         depths: Depth of each parameter by name, for `schedule.layer_decay`.
         after_step: Called with (steps done, steps in all) after every optimiser step.
         log: Receives every event.
@@ -84,12 +86,15 @@ def fit(
     Raises:
         GalenicError: If the loss is no longer finite; says at which step and where.
         ConfigError: If nothing trains, or a resume finds another schedule than it left.
-        DataError: If there are no samples, or no weight a sample.
+        DataError: If there are no samples, or no weight or group a sample.
         RunError: If `folder` holds checkpoints that nobody asked to resume.
         WeightsError: If all checkpoints are damaged; names the tensor.
     """
     started = time.perf_counter()
-    plan = Plan(train, collate, schedule, seed, validation, sample_weights, depths, after_step)
+    plan = Plan(
+        train, collate, schedule, seed, validation, sample_weights, sample_groups, depths,
+        after_step,
+    )  # fmt: skip
     _check(plan, folder, resume)
     history: list[dict[str, Any]] = []
     writes = os.environ.get("RANK", "0") == "0"

@@ -10,12 +10,17 @@ import numpy as np
 import pandas as pd
 
 from galenic.core.errors import DataError
+from galenic.data.readers import modality_of
 
+# Classes that an error lists.
+SHOWN = 5
 Array = np.ndarray[Any, np.dtype[Any]]
 LabelKind = Literal["binary", "multiclass", "multilabel", "ordinal", "continuous"]
 KINDS = ("binary", "multiclass", "multilabel", "ordinal", "continuous")
 # More distinct numbers than this, and a numeric column is a measurement, not a class.
 MOST_NUMERIC_CLASSES = 20
+# Between the names in one cell, as in PTB-XL (';') and ChestX-ray14 ('|').
+BETWEEN = r"[;|]"
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class LabelSpec:
     Attributes:
         kind: binary, multiclass, multilabel, ordinal or continuous.
         columns: The manifest columns that hold it.
-        classes: Names in the order of their codes; the columns for multilabel, () if continuous.
+        classes: Names in the order of their codes; the columns for multilabel, or the names in
+            the cells of its one column; () if continuous.
     """
 
     kind: LabelKind
@@ -51,6 +57,9 @@ def infer(table: pd.DataFrame, columns: Sequence[str], kind: LabelKind | None = 
         DataError: If nothing is labelled, only one class is there, or values do not fit `kind`.
     """
     columns = tuple(columns)
+    if kind == "multilabel" and len(columns) == 1 and _is_words(table[columns[0]]):
+        names = _listed(table[columns[0]]).explode().dropna().unique()
+        return LabelSpec("multilabel", columns, tuple(sorted(names)))
     if len(columns) > 1 or kind == "multilabel":
         if kind not in (None, "multilabel"):
             raise DataError(
@@ -73,6 +82,12 @@ def infer(table: pd.DataFrame, columns: Sequence[str], kind: LabelKind | None = 
                 expected="a measurement that varies",
             )
         return LabelSpec("continuous", columns)
+    if all(modality_of(str(value)) for value in distinct):
+        raise DataError(
+            f"Label column '{column}' names files, such as '{distinct.iloc[0]}'.",
+            expected="a class or a number a row",
+            next_step="Name another column with --label.",
+        )
     classes = _classes(distinct)
     if len(classes) < 2:
         raise DataError(
@@ -96,6 +111,8 @@ def encode(spec: LabelSpec, table: pd.DataFrame) -> Array:
     Raises:
         DataError: If a value is none of the classes.
     """
+    if spec.kind == "multilabel" and spec.classes != spec.columns:
+        return _indicators(spec, table[spec.columns[0]])
     if spec.kind == "multilabel":
         return np.stack([_zero_one(table[column]) for column in spec.columns], axis=1)
     values = table[spec.columns[0]]
@@ -135,7 +152,8 @@ def require_seen(spec: LabelSpec, targets: Array, parts: Parts) -> None:
     later = set(targets[np.concatenate([parts.val, parts.test])].tolist()) - {-1}
     unseen = sorted(later - seen)
     if unseen:
-        names = ", ".join(f"'{spec.classes[code]}'" for code in unseen)
+        names = ", ".join(f"'{spec.classes[code]}'" for code in unseen[:SHOWN])
+        names += f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
         raise DataError(
             f"Never seen in training: {names}.",
             where=f"label column '{spec.columns[0]}'",
@@ -144,6 +162,37 @@ def require_seen(spec: LabelSpec, targets: Array, parts: Parts) -> None:
         )
     if len(seen) < 2:
         raise DataError("Training has only one class.", where=f"column '{spec.columns[0]}'")
+
+
+def _is_words(values: pd.Series) -> bool:
+    """Whether the cells hold names, and not 0, 1, true or false."""
+    words = values.dropna().replace({"True": 1, "False": 0})
+    return bool(len(words) and pd.to_numeric(words, errors="coerce").isna().any())
+
+
+def _listed(values: pd.Series) -> pd.Series:
+    """The names in each cell; missing where the cell is blank."""
+    parts = values.dropna().astype(str).str.split(BETWEEN, regex=True)
+    names = parts.map(lambda cell: [name.strip() for name in cell if name.strip()])
+    return names[names.map(len) > 0].reindex(values.index)
+
+
+def _indicators(spec: LabelSpec, values: pd.Series) -> Array:
+    found = np.zeros((len(values), len(spec.classes)), np.float32)
+    places = {name: place for place, name in enumerate(spec.classes)}
+    for row, names in enumerate(_listed(values)):
+        if not isinstance(names, list):
+            found[row] = np.nan
+            continue
+        for name in names:
+            if name not in places:
+                raise DataError(
+                    f"Label '{name}' is none of the classes.",
+                    where=f"row {row}, column '{spec.columns[0]}'",
+                    expected=", ".join(spec.classes),
+                )
+            found[row, places[name]] = 1.0
+    return found
 
 
 def _is_measurement(distinct: pd.Series) -> bool:

@@ -33,7 +33,9 @@ class SplitConfig(Config):
     folds: int = Field(5, ge=2, description="For kfold.")
     fold: int = Field(0, ge=0, description="The fold that is the test part.")
     shots: int = Field(5, ge=1, description="Patients a class in training, for few_shot.")
-    site: str | None = Field(None, description="The site that is the test part.")
+    site: str | None = Field(
+        None, coerce_numbers_to_str=True, description="The site that is the test part."
+    )
     date: str | None = Field(None, description="First day of the test part; None: by share.")
 
 
@@ -211,8 +213,9 @@ def _site_out(
 ) -> Array:
     if cohort.site_column is None:
         raise ConfigError("split.how=leave_site_out needs a site column: --site COLUMN")
-    sites = cohort.table[cohort.site_column].iloc[rows].astype(str).to_numpy()
-    known = sorted(set(sites))
+    column = cohort.table[cohort.site_column].iloc[rows]
+    sites, unknown = column.astype(str).to_numpy(), column.isna().to_numpy()
+    known = sorted(set(sites[~unknown]))
     site = config.site or known[0]
     if site not in known:
         raise ConfigError(
@@ -220,8 +223,10 @@ def _site_out(
             expected=", ".join(known[:20]),
         )
     parts = _shares(groups, strata, {"val": config.val}, seed)
-    outside = sites == site
+    outside = ~unknown & (sites == site)
     parts[outside] = "test"
+    # A row of unknown site may be of the one that is held out.
+    parts[unknown] = "unused"
     # A patient seen at the test site and elsewhere would leak; his other rows are left out.
     parts[~outside & np.isin(groups, groups[outside])] = "unused"
     return parts

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from galenic import launch
-from galenic.core.errors import ConfigError, GalenicError
+from galenic.core.errors import ConfigError
 from galenic.core.recipes import open_recipe
 from galenic.core.run import Run
 from galenic.core.seeds import mean_interval
+from galenic.launch.repeats import begin, end, repeat, taken_up
 
 SHOTS = (1, 2, 4, 8, 16)
 
@@ -45,49 +44,59 @@ def curve(
         ConfigError: If there are fewer than two seeds, or shots that are no counts.
         GalenicError: If a run fails; the curve's folder then says `failed`.
     """
-    started = time.perf_counter()
     shots = sorted(set(shots))
     if seeds < 2 or not shots or shots[0] < 1:
         raise ConfigError(
             f"A curve of shots {list(shots)} and {seeds} seed(s) has no interval.",
             expected="shots of 1 or more, and at least 2 seeds",
         )
-    names = [open_recipe(name).recipe for name in recipes]
-    whole = Run.create(Path(out), "curve")
-    whole.start(
-        {"recipes": list(recipes), "shots": list(shots), "seeds": seeds},
-        recipe="curve",
-        task="curve",
-        command=launch.command(),
-    )
-    options.setdefault("cache", Path(out) / ".cache")
+    for name in recipes:
+        open_recipe(name)
+    options.setdefault("cache", str(Path(out) / ".cache"))
+    told = {
+        "recipes": list(recipes),
+        "data": None if data is None else str(data),
+        "shots": list(shots),
+        "seeds": seeds,
+        "overrides": list(overrides),
+        "options": options,
+    }
+    return _carry_out(begin("curve", told, out))
+
+
+def resume(path: str | Path) -> Run:
+    """Go on with a curve that was cut off; what it finished is read, not repeated.
+
+    Raises:
+        ConfigError: If the folder is no curve.
+        GalenicError: As for :func:`curve`; or if the curve is finished.
+    """
+    return _carry_out(taken_up("curve", path))
+
+
+def _carry_out(whole: Run) -> Run:
+    started = time.perf_counter()
+    told = whole.config
     points = []
-    for name, given in zip(names, recipes, strict=True):
-        for count in shots:
-            values = []
-            few = [*overrides, "split.how=few_shot", f"split.shots={count}", "score.resamples=0"]
-            for seed in range(seeds):
-                path = whole.path / "work"
-                try:
-                    done = launch.run(given, data, seed=seed, path=path, overrides=few, **options)
-                except GalenicError as error:
-                    whole.fail(error.found)
-                    raise
-                metrics = done.read_json("metrics.json")
-                values.append(metrics["test"][metrics["main"]]["value"])
-                provenance = done.provenance
-                shutil.rmtree(path)
-            whole.log({"event": "point", "recipe": name, "shots": count, "values": values})
-            points.append({"recipe": name, "shots": count, **mean_interval(values)})
+    for given in told["recipes"]:
+        name = open_recipe(given).recipe
+        for count in told["shots"]:
+            few = [*told["overrides"], "split.how=few_shot", f"split.shots={count}"]
+            found = repeat(
+                whole, given, told["data"], seeds=told["seeds"], overrides=few, **told["options"]
+            )
+            event = {"event": "point", "recipe": name, "shots": count, "values": found.values}
+            whole.log(event)
+            points.append({"recipe": name, "shots": count, **mean_interval(found.values)})
     whole.write_json(
         "curve.json",
         {
-            "data": provenance["data"],
-            "backbone": provenance["weights"]["backbone"],
-            "metric": metrics["main"],
+            "data": found.provenance["data"],
+            "backbone": found.provenance["weights"]["backbone"],
+            "metric": found.metric,
             "points": points,
             "seconds": time.perf_counter() - started,
         },
     )
-    whole.finish()
+    end(whole)
     return whole

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -70,17 +70,49 @@ def _before(network: nn.Module, first: str) -> set[str]:
     return found
 
 
+class Reader(Protocol):
+    """A side network that reads the states of all blocks of a frozen one, not just the last.
+
+    Attributes:
+        place: Name of the states that it reads: the same name, the same arrays.
+    """
+
+    place: str
+
+    def capture(self, call: Callable[[], Any]) -> Tensor:
+        """The states of one forward pass, as one array a sample [B, ...]."""
+
+    def replay(self, packed: Tensor) -> AbstractContextManager[None]:
+        """Inside, `packed` stands for the states, and the frozen network is not run."""
+
+
+def reader(network: nn.Module) -> Reader | None:
+    """The side network around `network`, where there is one."""
+    inner: Any = unwrapped(network)
+    return inner if callable(getattr(type(inner), "replay", None)) else None
+
+
+def place(backbone: Backbone, block: int) -> str:
+    """Name of what `capture` gives, for caches."""
+    side = reader(backbone.network)
+    return f"block{block}" if side is None else side.place
+
+
 def capture(backbone: Backbone, block: int, inputs: Mapping[str, Tensor]) -> Tensor:
     """Hidden state behind the first `block` blocks [B, N, D] (or [B, C, H, W]).
 
     Args:
-        backbone: The network; what follows the block is not run.
+        backbone: The network; what follows the block is not run. With a side network around
+            it, all states that this reads are given, as one array [B, N, ...] or [B, ...].
         block: At least 1.
         inputs: A batch.
 
     Raises:
         BackboneError: If the network never reaches the block.
     """
+    side = reader(backbone.network)
+    if side is not None:
+        return side.capture(lambda: backbone(**inputs))
     last = _modules(backbone)[block - 1]
 
     def stop(_: nn.Module, __: Any, output: Any) -> None:
@@ -103,6 +135,11 @@ def replay(backbone: Backbone, block: int, hidden: Tensor) -> Iterator[None]:
     The network still builds its own masks and positions from the raw inputs; only the blocks
     are skipped, so that every family goes through unchanged.
     """
+    side = reader(backbone.network)
+    if side is not None:
+        with side.replay(hidden):
+            yield
+        return
     skipped = _modules(backbone)[:block]
     for module in skipped[:-1]:
         _override(module, lambda *args, **kwargs: _first(args, kwargs))

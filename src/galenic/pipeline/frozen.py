@@ -20,8 +20,9 @@ from torch.utils.data import Dataset
 from galenic.core.arraybank import ArrayBank
 from galenic.core.progress import track
 from galenic.models.backbone import Backbone
-from galenic.models.prefix import capture
+from galenic.models.prefix import capture, place, reader
 from galenic.pipeline.inputs import Collate, Example, Inputs
+from galenic.pipeline.tokens import states_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 # Samples between two writes: what a kill can cost, and how much waits in memory.
@@ -57,7 +58,10 @@ class FrozenCache:
         block: int,
         batch_size: int = 64,
     ) -> list[Array]:
-        """Hidden states behind the first `block` blocks, one array a row, without padding."""
+        """Hidden states behind the first `block` blocks, one array a row, without padding.
+
+        With a side network around the backbone: all states that it reads.
+        """
 
         def run(batch: dict[str, Tensor]) -> list[Array]:
             states = capture(backbone, block, batch).float().cpu().numpy()
@@ -65,7 +69,33 @@ class FrozenCache:
             lengths = [len(states[0])] * len(states) if mask is None else mask.sum(1).tolist()
             return [state[:length] for state, length in zip(states, lengths, strict=True)]
 
-        bank, keys = self._fill(backbone, inputs, rows, f"block{block}", run, batch_size)
+        bank, keys = self._fill(backbone, inputs, rows, place(backbone, block), run, batch_size)
+        return [bank[key] for key in keys]
+
+    def behind(
+        self, backbone: Backbone, inputs: Inputs, rows: Sequence[int], labels: Array, block: int
+    ) -> Rows:
+        """Rows whose first `block` blocks are computed ahead.
+
+        A side network reads nothing but states, so that no sample is opened again for it; of a
+        text the tokens stay, which are in memory and hold the mask.
+        """
+        hidden = self.hidden(backbone, inputs, [int(row) for row in rows], block)
+        needed = reader(backbone.network) is None or inputs.lengths is not None
+        return Rows(rows, labels, inputs=inputs if needed else None, ahead={"hidden": hidden})
+
+    def tokens(
+        self, backbone: Backbone, inputs: Inputs, rows: Sequence[int], batch_size: int = 64
+    ) -> list[Array]:
+        """Last states [n, D] of the frozen backbone, one array a row, without padding."""
+
+        def run(batch: dict[str, Tensor]) -> list[Array]:
+            states, mask = states_of(backbone, batch)
+            found = states.float().cpu().numpy()
+            lengths = [len(found[0])] * len(found) if mask is None else mask.sum(1).tolist()
+            return [state[:length] for state, length in zip(found, lengths, strict=True)]
+
+        bank, keys = self._fill(backbone, inputs, rows, "tokens", run, batch_size)
         return [bank[key] for key in keys]
 
     def _fill(

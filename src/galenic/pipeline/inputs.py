@@ -181,7 +181,8 @@ class Collate:
         if backbone.tokenizer is None:
             return cls()
         pad = backbone.tokenizer.pad_token_id or 0
-        return cls({"input_ids": pad, "attention_mask": 0, "token_type_ids": 0, "hidden": 0})
+        zeros = ("attention_mask", "token_type_ids", "slots", "hidden")
+        return cls({"input_ids": pad, **dict.fromkeys(zeros, 0)})
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Stacked tensors [B, ...] by key."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from galenic.core.progress import tell
@@ -22,6 +24,7 @@ def open_inputs(
     backbone: str,
     pool: Pool = "auto",
     config: InputConfig,
+    open_network: Callable[..., Backbone] = open_backbone,
 ) -> tuple[Backbone, Inputs]:
     """The network and what it reads; `run` is told what was opened.
 
@@ -32,6 +35,7 @@ def open_inputs(
         backbone: As for `open_backbone`, or `auto` for the builtin network of the modality.
         pool: As for `open_backbone`.
         config: Sizes and channels.
+        open_network: What opens it, where `open_backbone` is not enough.
 
     Raises:
         DataError: If the cohort has several inputs.
@@ -48,7 +52,7 @@ def open_inputs(
         # Leads are no colours: a network of three channels is widened to as many as there are.
         value = cohort.read(int(train[0]))[column]
         channels = len(value.samples) if isinstance(value, Signal) else None
-    opened = open_backbone(
+    opened = open_network(
         DEFAULT_BACKBONES[modality] if backbone == "auto" else backbone,
         modality=modality,
         channels=channels,

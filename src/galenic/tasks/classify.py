@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +11,11 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator
 from safetensors.torch import load_file, save
+from torch import nn
 
 from galenic import tuners
 from galenic.core.config import Config as BaseConfig
-from galenic.core.errors import ConfigError, DataError
+from galenic.core.errors import DataError
 from galenic.core.files import atomic_write
 from galenic.core.meters import Meter, count_parameters
 from galenic.core.prediction import predict
@@ -26,10 +28,11 @@ from galenic.data.splits import SplitConfig, Splits, make_splits
 from galenic.evaluation.metrics import MAIN, greater_is_better, point
 from galenic.evaluation.protocol import ScoreConfig, score, to_scores
 from galenic.models.anatomy import depths
-from galenic.models.backbone import Pool
+from galenic.models.backbone import Backbone, Pool
 from galenic.models.heads import LinearHead, NeighbourHead
 from galenic.models.prefix import frozen_prefix
 from galenic.objectives.classification import Classifier
+from galenic.pipeline.balance import balance_of
 from galenic.pipeline.config import Columns, InputConfig, open_cohort
 from galenic.pipeline.encoder import PooledEncoder
 from galenic.pipeline.frozen import FrozenCache, Rows
@@ -39,6 +42,7 @@ from galenic.pipeline.opening import open_inputs
 from galenic.pipeline.votes import logits_of, votes_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Opener = Callable[..., tuple[Backbone, Inputs]]
 
 
 class HeadConfig(BaseConfig):
@@ -88,12 +92,23 @@ def run(config: Config, run: Run) -> None:
     Raises:
         GalenicError: For anything the user can put right.
     """
+    carry_out(config, run, Job)
+
+
+def carry_out(config: Config, run: Run, make: Callable[[Any, Run], Job]) -> None:
+    """Make a job and do all of it, with its cost.
+
+    Args:
+        config: What to do.
+        run: Where it goes.
+        make: Of both, the job.
+    """
     started = time.perf_counter()
     if config.quick:
-        config = _quick(config)
+        config = quickened(config)
     seed_everything(config.seed)
     with Meter() as meter:
-        job = Job(config, run)
+        job = make(config, run)
         job.train()
         job.evaluate()
         job.save()
@@ -115,10 +130,25 @@ def run(config: Config, run: Run) -> None:
 
 
 class Job:
-    """One classify run, step by step; each step leaves what the next one needs."""
+    """One classify run, step by step; each step leaves what the next one needs.
 
-    def __init__(self, config: Config, run: Run) -> None:
+    Args:
+        config: What to do.
+        run: Where it goes.
+        opener: Opens the network and what it reads.
+        head: Builds what stands on the pooled feature; None for what `config.head` says.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        *,
+        opener: Opener = open_inputs,
+        head: Callable[[Job], nn.Module] | None = None,
+    ) -> None:
         self.config, self.run = config, run
+        self._head = head
         self.fit_seconds = self.feature_seconds = 0.0
         self.steps = 0
         self.cohort = open_cohort(config.data, config.columns, quick=config.quick)
@@ -134,7 +164,7 @@ class Job:
         self.splits = make_splits(self.cohort, config.split, config.seed)
         require_seen(label, self.targets, self.splits)
         run.write_json("splits.json", _describe(self.splits, config))
-        self.backbone, self.inputs = open_inputs(
+        self.backbone, self.inputs = opener(
             self.cohort,
             self.splits.train,
             run,
@@ -168,15 +198,18 @@ class Job:
         if kind == "continuous":
             centre = float(self.training_targets[train].mean())
             spread = float(self.training_targets[train].std()) or 1.0
-        module: LinearHead | NeighbourHead
-        if head.kind == "knn":
-            module = NeighbourHead(self.backbone.width, outputs, head.neighbours, head.temperature)
+        module: nn.Module
+        if self._head is not None:
+            module = self._head(self)
+        elif head.kind == "knn":
+            width = self.backbone.width
+            module = near = NeighbourHead(width, outputs, head.neighbours, head.temperature)
             votes = votes_of(kind, self.training_targets[train], outputs, centre, spread)
-            module.remember(torch.from_numpy(self.pooled("train")), torch.from_numpy(votes))
+            near.remember(torch.from_numpy(self.pooled("train")), torch.from_numpy(votes))
         else:
-            module = LinearHead(self.backbone.width, outputs, head.dropout)
+            module = linear = LinearHead(self.backbone.width, outputs, head.dropout)
             if head.standardise:
-                module.standardise(torch.from_numpy(self.pooled("train")))
+                linear.standardise(torch.from_numpy(self.pooled("train")))
         tuners.attach(self.backbone, self.tuner)
         self.hooks = tuners.hooks(self.backbone, self.tuner)
         self.block = self._block()
@@ -199,6 +232,8 @@ class Job:
         """Leading blocks whose output is computed ahead."""
         if self.config.cache is None or self.frozen or self.config.input.augment is not None:
             return 0
+        if self.inputs.modality == "volume" and self.backbone.inputs.form == "image":
+            return 0  # one state a slice, not one a sample
         return frozen_prefix(self.backbone.network)
 
     def pooled(self, part: str) -> Array:
@@ -229,9 +264,9 @@ class Job:
             return Rows(rows, labels, ahead={"features": self.pooled(part)})
         elif block := self.block:
             started = time.perf_counter()
-            hidden = self._cache().hidden(self.backbone, inputs, rows.tolist(), block)
+            behind = self._cache().behind(self.backbone, inputs, rows, labels, block)
             self.feature_seconds += time.perf_counter() - started
-            return Rows(rows, labels, inputs=inputs, ahead={"hidden": hidden})
+            return behind
         return Rows(rows, labels, inputs=inputs)
 
     # Doing ------------------------------------------------------------------------------
@@ -248,7 +283,15 @@ class Job:
             scores = to_scores(kind, outputs["logits"], self._unit())
             return {name: point(kind, name, validation_targets, scores)}
 
+        train = self.splits.train
+        drawn = balance_of(
+            self.config.schedule.balance, self.cohort, train, self.training_targets[train]
+        )
+        before: dict[str, torch.Tensor] = {}
         for stage in self.hooks.stages:
+            if stage.rewind_head and before:
+                self.objective.head.load_state_dict(before)
+            before = {n: t.clone() for n, t in self.objective.head.state_dict().items()}
             stage.begin()
             result = fit(
                 self.objective,
@@ -258,7 +301,8 @@ class Job:
                 folder=self.run.path / "checkpoints" / stage.name,
                 seed=self.config.seed,
                 validation=Validation(self.rows("val"), monitor, greater_is_better(name)),
-                sample_weights=self._weights() if self.config.schedule.balance else None,
+                sample_weights=drawn.weights,
+                sample_groups=drawn.groups,
                 depths=self._depths(),
                 after_step=self.hooks.after_step,
                 log=self.run.log,
@@ -269,16 +313,6 @@ class Job:
 
     def _unit(self) -> tuple[float, float]:
         return self.objective.centre.item(), self.objective.spread.item()
-
-    def _weights(self) -> Array:
-        targets = self.training_targets[self.splits.train]
-        if self.label.kind in ("multilabel", "continuous"):
-            raise ConfigError(
-                f"schedule.balance draws classes equally often; a {self.label.kind} label has none.",
-                next_step="schedule.balance=false",
-            )
-        counts = np.bincount(targets, minlength=len(self.label.classes))
-        return 1.0 / counts[targets]
 
     def _depths(self) -> dict[str, int] | None:
         if self.config.schedule.layer_decay == 1.0:
@@ -333,14 +367,21 @@ def load(run: Run) -> tuple[Job, Classifier]:
     from galenic.core.config import parse
 
     values = run.config
-    job = Job(_quick(parse(Config, values)) if values.get("quick") else parse(Config, values), run)
+    config = parse(Config, values)
+    return restored(Job(quickened(config) if config.quick else config, run))
+
+
+def restored(job: Job) -> tuple[Job, Classifier]:
+    """A job with what its run had trained."""
+    run = job.run
     if not job.frozen:
         tuners.load(job.backbone, job.tuner, run.path / "adapter")
     job.objective.head.load_state_dict(load_file(run.path / "head.safetensors"))
     return job, job.objective.eval()
 
 
-def _quick(config: Config) -> Config:
+def quickened(config: Any) -> Any:
+    """A copy that takes two steps and scores roughly."""
     schedule = config.schedule.model_copy(
         update={"epochs": 1, "max_steps": 2, "batch_size": 8, "eval_batch_size": 16}
     )

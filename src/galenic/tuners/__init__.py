@@ -51,11 +51,14 @@ class Stage:
         name: Of its folder of checkpoints.
         begin: Called before it; what earlier stages trained is in the network by then.
         schedule: Keys of the user's schedule that differ here.
+        rewind_head: Whether the task puts its head back, before `begin`, to what it was when the
+            stage before this one began. A tuner has no hold of the head.
     """
 
     name: str = "train"
     begin: Callable[[], None] = lambda: None
     schedule: Mapping[str, Any] = field(default_factory=dict)
+    rewind_head: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from galenic.core.config import Config
 from galenic.core.errors import WeightsError
 from galenic.core.files import atomic_folder
+from galenic.core.registry import load as load_module
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
 
 _ADAPTER, _PLAIN, _CARD = "adapter_model.safetensors", "tensors.safetensors", "tuner.json"
+# Of a tuner with a `write` and a `read` of its own.
+_DELTA = "delta.safetensors"
 
 
 def save(backbone: Backbone, config: Config, folder: Path) -> None:
@@ -31,7 +34,13 @@ def save(backbone: Backbone, config: Config, folder: Path) -> None:
         "method": str(values["method"]),
         "base_fingerprint": backbone.fingerprint,
     }
+    own = load_module("galenic.tuners", metadata["method"])
     with atomic_folder(Path(folder)) as place:
+        if hasattr(own, "write"):
+            count = own.write(backbone, place / _DELTA, metadata)
+            card = {**metadata, "config": values, "tensors": count}
+            (place / _CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+            return
         if isinstance(network, PeftModel):
             network.peft_config[network.active_adapter].save_pretrained(str(place))
         name = _ADAPTER if isinstance(network, PeftModel) else _PLAIN
@@ -46,17 +55,20 @@ def load(backbone: Backbone, config: Config, folder: Path) -> None:
     from galenic.tuners import attach
 
     folder = Path(folder)
-    held = [name for name in (_ADAPTER, _PLAIN) if (folder / name).is_file()]
+    held = [name for name in (_ADAPTER, _PLAIN, _DELTA) if (folder / name).is_file()]
     if not held:
         raise WeightsError(
             f"'{folder.name}' holds no tensors of a tuner.",
-            expected=f"{_ADAPTER} or {_PLAIN}",
+            expected=f"{_ADAPTER}, {_PLAIN} or {_DELTA}",
         )
     path = folder / held[0]
     tensors, metadata = _read(path)
     _check_origin(path, metadata, backbone, config)
     if not isinstance(backbone.network, PeftModel):
         attach(backbone, config)
+    if path.name == _DELTA:
+        load_module("galenic.tuners", metadata.get("method", "")).read(backbone, path)
+        return
     expected = _state(backbone.network)
     _check_tensors(path, tensors, expected)
     if isinstance(backbone.network, PeftModel):

@@ -72,7 +72,7 @@ def check(
 @app.command(epilog=examples("galenic report runs/ssf-0001", "galenic report runs/compare-0001"))
 @guarded
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder, a comparison or a curve.")],
+    folder: Annotated[Path, typer.Argument(help="A run folder, comparison, curve or sites.")],
     debug: Debug = False,
 ) -> None:
     """Write report.html into a run folder: one file that opens offline."""

@@ -1,4 +1,4 @@
-"""`run | compare | curve`: what trains."""
+"""`run | compare | curve | sites`: what trains."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from galenic.core.run import Run
 
 app = typer.Typer()
+
+Recipes = Annotated[
+    list[str] | None, typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="What to compare.")
+]
+Resume = Annotated[Path | None, typer.Option("--resume", help="A folder that was cut off.")]
 
 
 @app.command(
@@ -157,13 +162,12 @@ def compare(
     epilog=examples(
         "galenic curve linear lora --data sample:icd10",
         "galenic curve knn linear ssf --data cohort.csv --shots 1 --shots 8 --seeds 5",
+        "galenic curve --resume runs/curve-0001",
     )
 )
 @guarded
 def curve(
-    recipes: Annotated[
-        list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="What to compare.")
-    ],
+    recipes: Recipes = None,
     data: Data = None,
     label: Label = None,
     inputs: Inputs = None,
@@ -174,14 +178,19 @@ def curve(
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=2, help="Draws of patients.")] = 3,
     out: Out = Path("runs"),
+    resume: Resume = None,
     quick: Quick = False,
     debug: Debug = False,
 ) -> None:
     """Learning curves: how good each recipe is with few patients a class."""
-    names, overrides = _sort_out(recipes)
     from galenic.launch import curve as curves
 
     quiet_libraries()
+    if resume is not None:
+        _take_nothing(resume, recipes, data)
+        _tell_points(curves.resume(resume), "shots")
+        return
+    names, overrides = _sort_out(recipes or ())
     made = curves.curve(
         names,
         data,
@@ -192,11 +201,54 @@ def curve(
         out=out,
         quick=quick,
     )
-    from galenic.app import report as reports
-    from galenic.app import screen
+    _tell_points(made, "shots")
 
-    screen.points(made.read_json("curve.json"))
-    typer.echo(f"report: {reports.write(made.path)}")
+
+@app.command(
+    epilog=examples(
+        "galenic sites linear lora pego --data cohort.csv --site hospital",
+        "galenic sites linear ssf --data ecg.csv --site device --smallest 30 --seeds 5",
+        "galenic sites --resume runs/sites-0001",
+    )
+)
+@guarded
+def sites(
+    recipes: Recipes = None,
+    data: Data = None,
+    label: Label = None,
+    inputs: Inputs = None,
+    patient_id: Patient = None,
+    kind: Kind = None,
+    site: Site = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Draws of patients.")] = 3,
+    smallest: Annotated[
+        int, typer.Option("--smallest", min=1, help="Samples a site needs to be held out.")
+    ] = 1,
+    out: Out = Path("runs"),
+    resume: Resume = None,
+    debug: Debug = False,
+) -> None:
+    """Leave one site out: how good each recipe is in a hospital it has never seen."""
+    from galenic.launch import sites as held
+
+    quiet_libraries()
+    if resume is not None:
+        _take_nothing(resume, recipes, data)
+        _tell_points(held.resume(resume), "site")
+        return
+    names, overrides = _sort_out(recipes or ())
+    if data is None:
+        raise ConfigError("No data was named.", next_step="--data cohort.csv --site hospital")
+    made = held.sites(
+        names,
+        data,
+        overrides=overrides,
+        columns=columns(label, inputs, patient_id, kind, site, None, None),
+        seeds=seeds,
+        smallest=smallest,
+        out=out,
+    )
+    _tell_points(made, "site")
 
 
 def _sort_out(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -210,6 +262,23 @@ def _sort_out(words: Sequence[str]) -> tuple[list[str], list[str]]:
             next_step="galenic compare knn linear ssf --data sample:icd10",
         )
     return names, overrides
+
+
+def _take_nothing(resume: Path, recipes: Sequence[str] | None, data: str | None) -> None:
+    if recipes or data:
+        raise ConfigError(
+            "--resume goes on as it was begun; it takes no recipes, data or keys.",
+            next_step=f"--resume {resume}",
+        )
+
+
+def _tell_points(made: Run, key: str) -> None:
+    from galenic.app import report as reports
+    from galenic.app import screen
+
+    name = {"shots": "curve.json", "site": "sites.json"}[key]
+    screen.points(made.read_json(name), key)
+    typer.echo(f"report: {reports.write(made.path)}")
 
 
 def _tell(made: Run) -> None:

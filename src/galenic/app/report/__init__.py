@@ -14,19 +14,21 @@ def write(path: Path) -> Path:
     """Write `report.html` (and the model card of a single run) into a folder.
 
     Args:
-        path: A run folder, a comparison or a learning curve.
+        path: A run folder, a comparison, a learning curve or sites held out.
 
     Raises:
         RunError: If it is none of them.
     """
-    from galenic.app.report.curve import read_curve
+    from galenic.app.report.grid import read_curve, read_sites
     from galenic.app.report.modelcard import write_card
     from galenic.app.report.read import read_comparison, read_run
 
     run = Run.open(path)
     template = "report.html.j2"
     if (run.path / "curve.json").is_file():
-        context, template = read_curve(run), "curve.html.j2"
+        context, template = read_curve(run), "grid.html.j2"
+    elif (run.path / "sites.json").is_file():
+        context, template = read_sites(run), "grid.html.j2"
     elif (run.path / "leaderboard.json").is_file():
         context = read_comparison(run)
     else:

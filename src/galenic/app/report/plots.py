@@ -53,34 +53,45 @@ def lines(
     return _figure("".join(parts), label, legend)
 
 
-def shots(series: Sequence[tuple[str, Sequence[dict[str, Any]]]], *, y: str, label: str) -> Markup:
-    """Learning curves with their intervals; points hold shots, value, low and high.
+def intervals(
+    series: Sequence[tuple[str, Sequence[dict[str, Any]]]],
+    ticks: Sequence[tuple[float, str]],
+    *,
+    x: str,
+    y: str,
+    label: str,
+    joined: bool,
+) -> Markup:
+    """Figures with their intervals; a point holds its place `at`, value, low and high.
 
     Args:
         series: Name and points of each recipe.
+        ticks: Places on the first axis, and what they are called.
+        x: Name of the first axis.
         y: Name of the metric.
         label: What the picture shows.
+        joined: Whether a line runs through the points of a series.
     """
     every = [point for _, points in series for point in points]
-    counts = sorted({point["shots"] for point in every})
-    box = _bounds([(math.log2(p["shots"]), p[k]) for p in every for k in ("low", "value", "high")])
-    ticks = [(math.log2(count), str(count)) for count in counts]
-    parts = [_axes(box, "patients a class", y, ticks)]
+    box = _bounds([(p["at"], p[k]) for p in every for k in ("low", "value", "high")])
+    parts = [_axes(box, x, y, ticks)]
     for number, (_, points) in enumerate(series):
         # Side by side, so that whiskers of recipes that are alike can be told apart.
         aside = 4.0 * (number - (len(series) - 1) / 2)
         places = []
         for point in points:
-            at = math.log2(point["shots"])
-            a = round(_place((at, 0), box)[0] + aside, 1)
-            low, middle, high = (_place((at, point[k]), box)[1] for k in ("low", "value", "high"))
+            a = round(_place((point["at"], 0), box)[0] + aside, 1)
+            low, middle, high = (
+                _place((point["at"], point[k]), box)[1] for k in ("low", "value", "high")
+            )
             places.append((a, middle))
             parts.append(
                 f'<line class="line s{number % 6}" x1="{a}" y1="{low}" x2="{a}" y2="{high}"/>'
                 f'<circle class="dot s{number % 6}" cx="{a}" cy="{middle}" r="2.5"/>'
             )
-        path = " ".join(f"{a},{b}" for a, b in places)
-        parts.append(f'<polyline class="line s{number % 6}" points="{path}"/>')
+        if joined:
+            path = " ".join(f"{a},{b}" for a, b in places)
+            parts.append(f'<polyline class="line s{number % 6}" points="{path}"/>')
     return _figure("".join(parts), label, [name for name, _ in series])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from galenic.core.inputs import InputSpec
 from galenic.models.backbone import Opened
@@ -24,13 +25,24 @@ def build(*, random: bool = False, channels: int | None = None) -> Opened:
     config = BertConfig.from_pretrained(folder / FOLDER)
     network = BertModel(config, add_pooling_layer=False)
     if not random:
-        path = folder / FOLDER / "pytorch_model.bin"
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = _weights(folder)
         wanted = network.state_dict()
         network.load_state_dict({name: weights[f"bert.{name}"] for name in wanted})
     window = int(config.max_position_embeddings)
     spec = InputSpec("input_ids", "tokens", channels=1, max_length=window)
     return Opened(network.eval(), spec, tokenizer(folder / VOCABULARY, window), pool="mean")
+
+
+def masked_head() -> dict[str, Tensor]:
+    """The head that names masked residues, under the names of `BertForMaskedLM`."""
+    weights = _weights(package_folder("antiberty", "proteins"))
+    return {name: value for name, value in weights.items() if name.startswith("cls.predictions.")}
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / FOLDER / "pytorch_model.bin"
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
 
 
 def tokenizer(vocabulary: Path, window: int) -> Any:

@@ -16,14 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from galenic.core.errors import BackboneError
+from galenic.tuners._merging import MergeError, require_foldable
 from galenic.tuners.ssf.placement import channels_of, is_conv, is_linear, is_rms
 
 _HOOK = "_galenic_shift_hook"
-
-
-class MergeError(BackboneError, ValueError):
-    """A pair cannot be folded into its operator."""
 
 
 @dataclass
@@ -40,15 +36,8 @@ class Original:
         Raises:
             MergeError: If the weights are quantised.
         """
+        require_foldable(module)
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        quantised = any(hasattr(module, key) for key in ("qweight", "W_q", "quant_state"))
-        quantised = quantised or hasattr(weight, "quant_state")
-        if quantised or (isinstance(weight, Tensor) and not weight.is_floating_point()):
-            raise MergeError(
-                f"The weights of {type(module).__name__} are quantised.",
-                expected="floating-point weights to merge into",
-                next_step="Keep the adapter apart, or load the backbone unquantised.",
-            )
         return cls(None if weight is None else weight.data, None if bias is None else bias.data)
 
     def created(self, module: nn.Module) -> list[str]:

@@ -9,9 +9,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from galenic.core.errors import BackboneError
+from galenic.tuners._merging import MergeError
 from galenic.tuners.ssf.config import SSFConfig
-from galenic.tuners.ssf.fold import MergeError, Original, fold, restore
+from galenic.tuners.ssf.fold import Original, fold, restore
 from galenic.tuners.ssf.functional import scale_shift
+from galenic.tuners.ssf.fused import fused
 from galenic.tuners.ssf.placement import axis_of, channels_of, is_linear, is_rms
 
 
@@ -23,13 +25,21 @@ class SSFLayer(nn.Module, BaseTunerLayer):
         adapter_name: First adapter.
         config: Its settings.
         safe: Whether nothing in the network writes into an activation in place.
+        keep_input: Whether the operator's input is kept for the backward pass anyway, as
+            attention keeps what goes into its output projection.
     """
 
     adapter_layer_names = ("ssf_scale", "ssf_shift")
     other_param_names = ()
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, config: SSFConfig, *, safe: bool = False
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: SSFConfig,
+        *,
+        safe: bool = False,
+        keep_input: bool = False,
     ) -> None:
         super().__init__()
         axis = axis_of(base_layer)
@@ -50,6 +60,7 @@ class SSFLayer(nn.Module, BaseTunerLayer):
         # Convolutions and batch norms stand before in-place activations and in-place sums.
         gentle = is_linear(base_layer) or isinstance(base_layer, nn.LayerNorm) or is_rms(base_layer)
         self.rebuild = safe and gentle
+        self.keep_input = keep_input
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: SSFConfig, **_: Any) -> None:
@@ -74,6 +85,10 @@ class SSFLayer(nn.Module, BaseTunerLayer):
         """The operator's output, scaled and shifted."""
         if self.disable_adapters and self.merged:
             self.unmerge()
+        if self.rebuild and not (self.disable_adapters or self.merged):
+            result = self._fused(*args, **kwargs)
+            if result is not None:
+                return result
         result = self.base_layer(*args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
@@ -93,6 +108,14 @@ class SSFLayer(nn.Module, BaseTunerLayer):
                     rebuild=self.rebuild,
                 )
         return result
+
+    def _fused(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Operator and pair in one step, where there is one pair and one input."""
+        names = [name for name in self.active_adapters if name in self.ssf_scale]
+        if len(names) != 1 or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+            return None
+        scale, shift = self.ssf_scale[names[0]], self.ssf_shift[names[0]]
+        return fused(self.base_layer, args[0], scale, shift, keep_input=self.keep_input)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Fold adapters into the operator; the original tensors are kept for `unmerge`.

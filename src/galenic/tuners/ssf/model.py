@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 
 from galenic.core.errors import BackboneError, nearest
 from galenic.tuners import _peft
+from galenic.tuners._merging import merge_all, require_unshared
+from galenic.tuners._network import attention
 from galenic.tuners.ssf.config import SSFConfig
-from galenic.tuners.ssf.fold import MergeError
 from galenic.tuners.ssf.layer import SSFLayer
 from galenic.tuners.ssf.placement import place
 
@@ -86,7 +86,9 @@ class SSFModel(BaseTuner):
             target.update_layer(adapter_name, peft_config)
             return
         safe = not any(getattr(module, "inplace", False) for module in self.model.modules())
-        layer = SSFLayer(target, adapter_name, peft_config, safe=safe)
+        # Attention keeps its result, which is what goes into the output projection.
+        inner = current_key in attention(self.model, ("out",))
+        layer = SSFLayer(target, adapter_name, peft_config, safe=safe, keep_input=inner)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         layer.train(target.training)
@@ -100,28 +102,7 @@ class SSFModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
-        """Refuse to fold into a tensor that another module uses too.
-
-        Raises:
-            MergeError: Naming the modules that share it.
-        """
-        owners: dict[int, list[str]] = defaultdict(list)
-        tuned: dict[int, str] = {}
-        for name, module in self.model.named_modules():
-            for key, parameter in module.named_parameters(recurse=False):
-                mark = id(parameter) if parameter.is_meta else _address(parameter)
-                owners[mark].append(f"{name}.{key}")
-                parent = name.removesuffix(".base_layer")
-                if parent != name and isinstance(self.model.get_submodule(parent), SSFLayer):
-                    tuned[mark] = name
-        for mark in tuned:
-            if len(owners[mark]) > 1:
-                shared = ", ".join(o.replace(".base_layer", "") for o in owners[mark])
-                raise MergeError(
-                    f"One tensor is used in several places: {shared}.",
-                    expected="a tensor of its own for every module that is merged",
-                    next_step="Untie it (clone it into one of them), or leave that module out.",
-                )
+        require_unshared(self.model, SSFLayer)
 
     def _unload_and_optionally_merge(
         self,
@@ -155,17 +136,7 @@ class SSFModel(BaseTuner):
         """
         self._check_merge_allowed()
         layers = [m for m in self.model.modules() if isinstance(m, SSFLayer)]
-        done: list[tuple[SSFLayer, list[str]]] = []
-        try:
-            for layer in layers:
-                done.append((layer, list(layer.merged_adapters)))
-                layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-        except MergeError:
-            for layer, before in done:
-                layer.unmerge()
-                if before:
-                    layer.merge(adapter_names=before)
-            raise
+        merge_all(layers, adapter_names, safe=safe_merge)
 
 
 def merge_change(model: nn.Module, inputs: Mapping[str, Any]) -> float:
@@ -198,11 +169,6 @@ def _tensors(output: Any) -> list[Tensor]:
         return [output]
     values = output.values() if isinstance(output, Mapping) else output
     return [value for value in values if isinstance(value, Tensor)]
-
-
-def _address(parameter: Tensor) -> int:
-    address = parameter.data_ptr()
-    return address if address else id(parameter)
 
 
 def _check_placed(network: nn.Module, placed: list[str]) -> None:

@@ -1,0 +1,1 @@
+"""Language: templates, verbalisers, and masked models that read them."""

@@ -1,0 +1,249 @@
+"""Classification by cloze: a masked language model fills a template, a verbaliser reads it.
+
+Taylor et al., "Clinical Prompt Learning with Frozen Language Models", 2022, arXiv 2205.05535.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from galenic.core.config import Config as BaseConfig
+from galenic.core.config import parse
+from galenic.core.errors import DataError
+from galenic.core.files import atomic_write
+from galenic.core.progress import tell
+from galenic.core.run import Run
+from galenic.core.schedule import Schedule
+from galenic.core.trainer import fit
+from galenic.data.cohort import Cohort
+from galenic.language.masked import MaskedHead, open_head
+from galenic.language.prompted import Init, PromptedNetwork, PromptTokenizer
+from galenic.language.template import Template, parse_template
+from galenic.language.verbalizer import (
+    Binary,
+    ManualVerbalizer,
+    MultiToken,
+    SoftVerbalizer,
+    label_tokens,
+)
+from galenic.models.backbone import Backbone, Opened, open_backbone
+from galenic.objectives.classification import Classifier
+from galenic.objectives.masked_language import MaskedLanguage
+from galenic.pipeline.config import DEFAULT_BACKBONES, InputConfig
+from galenic.pipeline.inputs import Array, Inputs, single_input
+from galenic.pipeline.opening import open_inputs
+from galenic.tasks import classify
+
+MASKED = "masked_lm.safetensors"
+
+
+class VerbalizerConfig(BaseConfig):
+    """From the state at the mask to classes."""
+
+    kind: Literal["soft", "manual"] = Field(
+        "soft", description="soft: a vector a class that trains. manual: label words, frozen."
+    )
+    words: dict[str, list[str]] | None = Field(None, description="Label words of each class.")
+    multi_token: MultiToken = Field(
+        "error", description="What a label word of several tokens becomes."
+    )
+
+
+class AdaptConfig(BaseConfig):
+    """Masked-language training on the texts of the training part, without labels."""
+
+    when: Literal["auto", "always", "never"] = Field(
+        "auto", description="auto: where the network comes without a head for masked words."
+    )
+    share: float = Field(0.15, gt=0, lt=1, description="Words that are hidden.")
+    schedule: Schedule = Schedule(epochs=5, lr=1e-4, weight_decay=0.01, batch_size=32)
+
+
+class Config(classify.Config):
+    """Everything that `cloze` can be told."""
+
+    template: str = Field(
+        "{text} [soft:This is about] {mask}.",
+        description="{text}, {mask}, words, [soft:words] that train, [soft*20] without words.",
+    )
+    init: Init = Field("uniform", description="How soft vectors without words begin.")
+    verbalizer: VerbalizerConfig = VerbalizerConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    tuner: dict[str, Any] = Field(
+        {"method": "prompt"}, description="prompt: the language model is frozen; full: all trains."
+    )
+
+    @field_validator("head")
+    @classmethod
+    def _no_head(cls, value: classify.HeadConfig) -> classify.HeadConfig:
+        if value != classify.HeadConfig():
+            raise ValueError("a cloze has a verbalizer in its place; set verbalizer.kind")
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _grammar(cls, value: str) -> str:
+        parse_template(value)
+        return value
+
+
+def run(config: Config, run: Run) -> None:
+    """Open, adapt where that is needed, tune the prompts, predict and score.
+
+    Raises:
+        GalenicError: For anything the user can put right.
+    """
+    classify.carry_out(config, run, make)
+
+
+def load(run: Run) -> tuple[classify.Job, Classifier]:
+    """The fitted objective of a finished run, and the job that knows its data."""
+    config = parse(Config, run.config)
+    return classify.restored(make(_quick(config) if config.quick else config, run))
+
+
+def make(config: Config, run: Run) -> classify.Job:
+    """The job of a cloze."""
+    if config.quick:
+        config = _quick(config)
+    heads: list[MaskedHead] = []
+    job = classify.Job(
+        config, run, opener=partial(_open, cloze=config, heads=heads), head=partial(_head, heads)
+    )
+    if not any(p.requires_grad for p in job.objective.parameters()):
+        tell("Template and verbaliser are manual and the model is frozen: zero-shot, no training.")
+    return job
+
+
+def _quick(config: Config) -> Config:
+    schedule = config.adapt.schedule.model_copy(update={"max_steps": 2, "batch_size": 8})
+    return config.model_copy(
+        update={"adapt": config.adapt.model_copy(update={"schedule": schedule})}
+    )
+
+
+def _head(heads: list[MaskedHead], job: classify.Job) -> nn.Module:
+    """The verbaliser of a job."""
+    config, label = job.config, job.label
+    assert isinstance(config, Config)
+    if label.kind not in ("binary", "multiclass", "ordinal"):
+        raise DataError(
+            f"A cloze names one class; the label is {label.kind}.",
+            expected="a binary, multi-class or ordinal label",
+            next_step="Take another recipe: linear, lora, ...",
+        )
+    decoder = heads[-1].decoder
+    words, tokens = config.verbalizer.words, None
+    if words is None and config.verbalizer.kind == "manual":
+        words = {name: [name] for name in label.classes}
+    if words is not None:
+        tokenizer = job.backbone.tokenizer.template.tokenizer
+        tokens = label_tokens(words, label.classes, tokenizer, config.verbalizer.multi_token)
+    module: nn.Module
+    if config.verbalizer.kind == "manual":
+        assert tokens is not None
+        module = ManualVerbalizer(decoder, tokens)
+    else:
+        module = SoftVerbalizer(job.backbone.width, len(label.classes), decoder, tokens)
+    return Binary(module) if label.kind == "binary" else module
+
+
+def _open(
+    cohort: Cohort,
+    train: Array,
+    run: Run,
+    *,
+    backbone: str,
+    pool: Any,
+    config: InputConfig,
+    cloze: Config,
+    heads: list[MaskedHead],
+) -> tuple[Backbone, Inputs]:
+    """As :func:`galenic.pipeline.opening.open_inputs`, with the template around each text."""
+    column, modality = single_input(cohort)
+    if modality != "text":
+        raise DataError(
+            f"A cloze reads text; column '{column}' is {modality}{_such_as(cohort, column)}.",
+            where=cohort.name,
+            next_step="Name a column of text: --inputs COLUMN",
+        )
+    spec = DEFAULT_BACKBONES[modality] if backbone == "auto" else backbone
+
+    def prompted(spec: str, **options: Any) -> Backbone:
+        opened = open_backbone(spec, **options)
+        head = open_head(opened)
+        if cloze.adapt.when == "always" or (cloze.adapt.when == "auto" and head.fresh):
+            texts = [str(cohort.read(int(row))[column]) for row in train]
+            _adapt(opened, head, texts, run, cloze)
+        heads.append(head)
+        template = Template(cloze.template, opened.tokenizer)
+        network = PromptedNetwork(
+            opened.network, head.transform, template, init=cloze.init, seed=cloze.seed
+        )
+        return Backbone(
+            Opened(network, opened.inputs, PromptTokenizer(template), opened.pool), spec, "auto"
+        )
+
+    return open_inputs(
+        cohort, train, run, backbone=spec, pool=pool, config=config, open_network=prompted
+    )
+
+
+def _such_as(cohort: Cohort, column: str) -> str:
+    return f", such as '{cohort.table[column].iloc[0]}'" if column in cohort.table else ""
+
+
+def _adapt(
+    opened: Backbone, head: MaskedHead, texts: Sequence[str], run: Run, config: Config
+) -> None:
+    """Train encoder and head on masked words, or take up what this run trained before."""
+    path = run.path / MASKED
+    objective = MaskedLanguage(opened.network, head.transform, head.decoder)
+    if path.is_file():
+        objective.load_state_dict(load_file(path))
+        objective.eval()
+        return
+    # Where the decoder began as a copy of the embeddings, it stays tied to them.
+    words: Any = opened.network.get_input_embeddings()  # type: ignore[operator]
+    if torch.equal(words.weight, head.decoder.weight):
+        head.decoder.weight = words.weight
+    tell(f"Masked-language training on {len(texts)} texts of the training part.")
+    found = opened.tokenizer(
+        list(texts), truncation=True, max_length=opened.inputs.max_length, verbose=False
+    )
+    result = fit(
+        objective,
+        found["input_ids"],
+        schedule=config.adapt.schedule,
+        collate=_hide(opened.tokenizer, config.adapt.share),
+        folder=run.path / "checkpoints" / "adapt",
+        seed=config.seed,
+        log=run.log,
+        resume=run.resumed,
+    )
+    run.log({"event": "adapted", "steps": result.steps, "seconds": result.seconds})
+    head.decoder.weight = nn.Parameter(head.decoder.weight.detach().clone())
+    objective.eval()
+    state = {n: t.detach().contiguous().clone() for n, t in objective.state_dict().items()}
+    atomic_write(path, save(state))
+
+
+def _hide(tokenizer: Any, share: float) -> Any:
+    """Collation that hides words anew in every batch: 80 % mask, 10 % another, 10 % themselves."""
+    from transformers import DataCollatorForLanguageModeling
+
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
+
+    def collate(rows: list[list[int]]) -> dict[str, Tensor]:
+        return dict(
+            collator([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
+        )
+
+    return collate
