@@ -57,12 +57,13 @@ def _fail(error: GalenicError) -> None:
 
 def _interrupted(options: dict[str, Any], started: float) -> None:
     lines = ["Interrupted."]
-    if options.get("recipes"):
+    if options.get("recipes") and "resume" not in options:
         lines.append("next: run the same command again; frozen features that were computed stay.")
     elif "resume" in options:
         folder = options["resume"] or _newest(Path(options["out"]), started)
         if folder is not None:
-            lines.append(f"next: galenic run --resume {folder}")
+            verb = folder.name.partition("-")[0] if options.get("recipes") else "run"
+            lines.append(f"next: galenic {verb} --resume {folder}")
     typer.echo("\n".join(lines), err=True)
     raise typer.Exit(INTERRUPTED) from None
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WAIT_SECONDS = 600.0
+# Tasks that are commands of their own; all others are carried out by `galenic run`.
+OWN_VERBS = ("curve", "sites")
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,14 @@ class Run:
             table.to_parquet(buffer, index=False)
             atomic_write(self.path / name, buffer.getvalue())
 
+    def _verb(self) -> str:
+        """The command that this run goes on with."""
+        try:
+            task = json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))["task"]
+        except (OSError, ValueError, KeyError):
+            return "run"
+        return task if task in OWN_VERBS else "run"
+
     def read_json(self, name: str) -> Any:
         """What a JSON file of the run holds.
 
@@ -255,7 +265,7 @@ class Run:
             raise RunError(
                 f"'{self.path.name}' has no {name}: the run was not finished.",
                 where=str(self.path),
-                next_step=f"galenic run --resume {self.path}",
+                next_step=f"galenic {self._verb()} --resume {self.path}",
             ) from None
         except (OSError, ValueError) as error:
             raise RunError(f"{name} cannot be read: {error}", where=str(self.path)) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from galenic.models.backbone import Backbone
 from galenic.pipeline.encoder import PooledEncoder
@@ -65,3 +65,35 @@ class TokenEncoder(PooledEncoder):
         if tokens is not None:
             return tokens, mask
         return states_of(self.backbone, inputs)
+
+
+class TableEncoder(TokenEncoder):
+    """A self-normalising network on the columns of a table, as the paper has it for tables.
+
+    Klambauer et al., "Self-Normalizing Neural Networks", NeurIPS 2017. Columns that are
+    normalised against each other without it would lose what they have in common.
+
+    Args:
+        backbone: Gives the columns.
+        width: Of both layers.
+        dropout: Alpha dropout after each.
+    """
+
+    def __init__(self, backbone: Backbone, width: int = 64, dropout: float = 0.0) -> None:
+        super().__init__(backbone)
+        sizes = (self.width, width, width)
+        layers: list[nn.Module] = []
+        for inner, outer in zip(sizes[:-1], sizes[1:], strict=True):
+            linear = nn.Linear(inner, outer)
+            nn.init.normal_(linear.weight, std=inner**-0.5)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.SELU(), nn.AlphaDropout(dropout)]
+        self.layers = nn.Sequential(*layers)
+        self.width = width
+
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor | None = None, mask: Tensor | None = None, **inputs: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As :class:`TokenEncoder`, one state a sample."""
+        states, mask = super().forward(tokens, mask, **inputs)
+        return self.layers(states), mask

@@ -16,6 +16,8 @@ from torch.nn import functional
 from galenic.tuners.ssf.functional import RATIO, SMALLEST, rebuildable
 
 WIDE = (torch.float32, torch.float64)
+# Values of one block of rows: 512 KiB of float32.
+BLOCK = 2**17
 
 
 class ScaledLinear(torch.autograd.Function):
@@ -49,12 +51,13 @@ class ScaledLinear(torch.autograd.Function):
         weight, bias, gamma, beta, kept = ctx.saved_tensors
         dx = g @ (gamma.unsqueeze(1) * weight) if ctx.needs_input_grad[0] else None
         flat, kept = g.flatten(0, -2), kept.flatten(0, -2)
-        dbeta = flat.sum(0)
         if ctx.keep_input:
+            dbeta = flat.sum(0)
             dgamma = ((flat.T @ kept) * weight).sum(1)
             dgamma = dgamma if bias is None else torch.addcmul(dgamma, dbeta, bias)
         else:
-            dgamma = (torch.linalg.vecdot(flat, kept, dim=0) - beta * dbeta) / gamma
+            product, dbeta = contract(flat, kept)
+            dgamma = (product - beta * dbeta) / gamma
         return dx, None, None, dgamma, dbeta, None
 
 
@@ -101,6 +104,21 @@ class ScaledLayerNorm(torch.autograd.Function):
         if dx is not None:
             dx.mul_(spread)
         return dx, None, None, torch.addcmul(bias * dshift, weight, dscale), dshift, None
+
+
+def contract(g: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`sum(g y)` and `sum(g)` over the rows of two tensors [n, c], each read once.
+
+    Row by row, the product stays in the processor's cache instead of going through memory.
+    """
+    if g.device.type != "cpu":
+        return (g * y).sum(0), g.sum(0)
+    product, total = g.new_zeros(g.shape[1]), g.new_zeros(g.shape[1])
+    rows = max(BLOCK // g.shape[1], 1)
+    for a, b in zip(g.split(rows), y.split(rows), strict=True):
+        product += (a * b).sum(0)
+        total += a.sum(0)
+    return product, total
 
 
 def fused(
