@@ -14,7 +14,7 @@ from galenic import launch
 DATA = "sample:icd10"
 ARMS = ["knn", "linear", "lst", "unipt", "lora", "ssf"]
 # What differs from the recipes: side networks for fewer epochs, tuners in the last block only.
-SIDE = {"schedule": {"epochs": 8}}
+SIDE = {"schedule": {"epochs": 5}}
 LAST = {"tuner": {"last_blocks": 1}}
 CHANGES = {"lst": SIDE, "unipt": SIDE, "lora": LAST, "ssf": LAST}
 

@@ -164,6 +164,26 @@ def findings(source: str, report: Any) -> None:
     out.print(Text(f"{source}: {summary}"))
 
 
+def merged(document: Mapping[str, Any]) -> None:
+    """Print what a merge did."""
+    whole = document["whole"]
+    table = _table("model", "kept", "norm of its change", "cosine with the base")
+    for key in document["models"]:
+        table.add_row(
+            Text(key, style="bold"),
+            share(whole["kept"][key]),
+            number(whole["norm"][key], ".4g"),
+            number(whole["lineage"][key]),
+        )
+    out = console()
+    out.print(table)
+    for pair, cosine in whole["cosine"].items():
+        out.print(Text(f"cosine of the changes {pair}: {number(cosine)}"))
+    for level in ("warnings", "notes"):
+        for line in document[level]:
+            out.print(Text(f"{level[:-1]}: {line}", style="yellow" if level == "warnings" else ""))
+
+
 def diagnosis(found: Mapping[str, Any]) -> None:
     """Print what `galenic doctor` found."""
     out = console()

@@ -1,0 +1,364 @@
+"""Merge checkpoints, tensor by tensor: read a piece of each parent, combine, write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from galenic.core.errors import ConfigError, RunError, WeightsError
+from galenic.core.files import MANIFEST, atomic_folder, atomic_json, sha256_file
+from galenic.merging import methods, writing
+from galenic.merging.checkpoints import Checkpoint
+from galenic.merging.compare import Alignment, align, check_folders, excluded
+from galenic.merging.jobs import Job
+from galenic.merging.methods import MergerConfig, Resolved
+from galenic.merging.recipe import Recipe, check_values, read
+from galenic.merging.report import Report, measure
+from galenic.merging.settings import Depths, at
+from galenic.merging.sources import Source, State, Weights, size_of, spans
+from galenic.merging.writing import Slot
+
+REPORT, RECIPE, HEADS = "merge_report.json", "merge_recipe.json", "heads"
+# What makes weights a network that opens; other files of the folder may be anybody's.
+_COPIED = (
+    "config.json", "*_config.json", "tokenizer.json", "tokenizer.model", "spiece.model",
+    "sentencepiece*.model", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "chat_template.*", "configuration_*.py", "modeling_*.py", "tokenization_*.py",
+    "processing_*.py", "image_processing_*.py",
+)  # fmt: skip
+# Progress: (tensors done, tensors in all, name of the one that is done).
+Progress = Callable[[int, int, str], None]
+
+
+def merge(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Merge checkpoints into the new folder `out`, which appears whole or not at all.
+
+    Memory stays within a few pieces of a tensor, however large the checkpoints are.
+
+    Args:
+        recipe: A recipe, its file, or its mapping; mergekit's are read too.
+        out: The folder; what stands there is replaced.
+        progress: Called after every tensor.
+
+    Returns:
+        What was written to `merge_report.json`.
+
+    Raises:
+        ConfigError: If the recipe is wrong.
+        WeightsError: If a checkpoint is missing or damaged, or parents do not fit; names them.
+        RunError: If the disk is full.
+    """
+    started = time.perf_counter()
+    beside = Path.cwd()
+    if isinstance(recipe, str | Path):
+        beside = Path(recipe).parent
+    if not isinstance(recipe, Recipe):
+        recipe = read(recipe)
+    keys = recipe.keys()
+    places = [locate(model.model, beside) for model in recipe.models]
+    first = locate(recipe.base_model, beside) if recipe.base_model else places[0]
+    out = Path(out)
+    _apart(out, [first, *places])
+    # A checkpoint that stands in the recipe twice is opened, and checked, once.
+    opened = {p: Checkpoint.open(p, verify=recipe.verify) for p in dict.fromkeys([first, *places])}
+    base = opened[first]
+    parents = {key: opened[place] for key, place in zip(keys, places, strict=True)}
+    folders = {key: checkpoint.folder for key, checkpoint in parents.items()}
+    notes = [*recipe.notes, *check_folders(base.folder, folders, recipe)]
+    with _one_thread(), _full_disk(), atomic_folder(out, digests=False) as aside:
+        work = _Merge(recipe, base, parents)
+        work.report.notes[:0] = notes
+        _copy_files(base.folder, aside, recipe.dtype)
+        made = writing.write(
+            aside,
+            work.slots(),
+            lambda slot: work.stream(slot, progress),
+            stem=base.stem,
+            shard_bytes=int(recipe.shard_gb * 1e9),
+            metadata=base.metadata or None,
+        )
+        work.write_heads(aside / HEADS)
+        document = {
+            "method": recipe.method,
+            "base": recipe.base_model,
+            **work.report.finish(),
+            "copied": work.aligned.copied,
+            "seconds": time.perf_counter() - started,
+        }
+        atomic_json(aside / REPORT, document)
+        atomic_json(aside / RECIPE, recipe.model_dump(mode="json", exclude={"notes"}))
+        _manifest(aside, made)
+    return document
+
+
+def merge_states(
+    method: str,
+    base: Mapping[str, Tensor] | None,
+    models: Mapping[str, Mapping[str, Tensor]],
+    parameters: Mapping[str, Any] | None = None,
+    each: Mapping[str, Mapping[str, Any]] | None = None,
+    **keys: Any,
+) -> dict[str, Tensor]:
+    """Merge state dicts in memory.
+
+    Args:
+        method: A name of `galenic.merging.methods`.
+        base: The common ancestor; may be None for `linear`.
+        models: State dicts, by name of the model.
+        parameters: Of the method.
+        each: Of each model, by its name.
+        keys: Other keys of a recipe: `exclude`, `missing`, `dtype`, `seed`, ...
+
+    Returns:
+        New tensors, by name; none shares memory with a parent.
+
+    Raises:
+        ConfigError: If a coefficient is wrong.
+        WeightsError: If the state dicts do not fit; names the tensors.
+    """
+    values = {
+        **keys,
+        "method": method,
+        "base_model": None if base is None else "base",
+        "models": [
+            {"model": name, "name": name, "parameters": dict((each or {}).get(name, {}))}
+            for name in models
+        ],
+        "parameters": dict(parameters or {}),
+    }
+    recipe = read(values)
+    parents = {name: State(state, name) for name, state in models.items()}
+    root = State(base, "base") if base else next(iter(parents.values()))
+    found = {}
+    with _one_thread():
+        work = _Merge(recipe, root, parents)
+        for slot in work.slots():
+            pieces = list(work.stream(slot, None))
+            flat = torch.cat(pieces) if pieces else torch.empty(0, dtype=slot.dtype)
+            found[slot.name] = flat.reshape(slot.shape)
+    return found
+
+
+class _Merge:
+    """One merge: what is written, and where each entry comes from."""
+
+    def __init__(self, recipe: Recipe, base: Weights, parents: Mapping[str, Weights]) -> None:
+        self.recipe, self.base, self.parents = recipe, base, parents
+        self.aligned: Alignment = align(base, parents, recipe)
+        self._jobs = {job.name: job for job in self.aligned.jobs}
+        self._keys = tuple(sorted(parents))
+        self._configs = dict(zip(recipe.keys(), recipe.each(), strict=True))
+        self.report = Report(self._keys, notes=list(self.aligned.notes))
+        self._depths = Depths(base.names())
+        self._check_layers()
+        # Before anything is written: a rule that fits no tensor, a band that does not fit in.
+        self._each = {name: self._resolve(name) for name in self._jobs}
+        prepare = getattr(methods.method(recipe.method), "prepare", None)
+        self._found = prepare(self.aligned.jobs, self._configs) if prepare else None
+        self._done = 0
+
+    def slots(self) -> list[Slot]:
+        """Everything that is written, in the order of the base."""
+        return [Slot(n, self._type(self.base.source(n)), self.base.source(n).shape)
+                for n in self.base.names()]  # fmt: skip
+
+    def stream(self, slot: Slot, progress: Progress | None) -> Iterator[Tensor]:
+        """The entries of one tensor, as flat pieces of its type."""
+        job = self._jobs.get(slot.name)
+        if job is None:
+            source = self.base.source(slot.name)
+            for start, stop in spans(size_of(source)):
+                yield source.flat(start, stop).to(slot.dtype)
+            _close([source])
+        else:
+            for piece in self._combine(job):
+                made = piece.to(slot.dtype, copy=True)
+                if slot.dtype == torch.float16 and bool(made.isinf().any()):
+                    _overflow(slot.name)
+                yield made
+            self.report.add(job, measure(job))
+            _close([job.base, *job.parents])
+        self._done += 1
+        if progress is not None:
+            progress(self._done, len(self.base.names()), slot.name)
+
+    def write_heads(self, folder: Path) -> None:
+        """Each model's excluded tensors, in a file of its own."""
+        for key, names in self.aligned.heads.items():
+            source = self.parents[key]
+            tensors = {n: _whole(source.source(n)) for n in names}
+            folder.mkdir(exist_ok=True)
+            save_file(tensors, folder / f"{key.replace('/', '_')}.safetensors")
+
+    def _combine(self, job: Job) -> Iterator[Tensor]:
+        each = [
+            Resolved(self._configs[key], values, self.recipe.seed, self._found)
+            for key, values in zip(self._keys, self._each[job.name], strict=True)
+        ]
+        try:
+            for piece in methods.combine(self.recipe.method, job, each):
+                # One sum tells of any entry that is not finite.
+                if not bool(piece.sum().isfinite()) and not bool(piece.isfinite().all()):
+                    _not_finite(job)
+                yield piece
+        except ValueError as error:
+            raise ConfigError(f"At the tensor '{job.name}': {error}.", where="parameters") from None
+
+    def _resolve(self, name: str) -> list[dict[str, float]]:
+        depth = self._depths.of(name)
+        made = []
+        for key in self._keys:
+            config: MergerConfig = self._configs[key]
+            values = at(config, name, depth)
+            check_values(config, values, name)
+            made.append(values)
+        return made
+
+    def _type(self, source: Source) -> torch.dtype:
+        if self.recipe.dtype is None or not source.dtype.is_floating_point:
+            return source.dtype
+        found: torch.dtype = getattr(torch, self.recipe.dtype)
+        return found
+
+    def _check_layers(self) -> None:
+        wanted, found = self.recipe.layers, self._depths.layers
+        if wanted is not None and wanted != found:
+            raise ConfigError(
+                f"The recipe's layer_range ends at {wanted}, and the base has {found} layers.",
+                where="slices",
+                expected=f"[0, {found}]",
+            )
+
+
+@contextmanager
+def _full_disk() -> Iterator[None]:
+    """A merge cannot be resumed: it is begun again."""
+    try:
+        yield
+    except RunError as error:
+        step = "Free some space, or choose another folder, and merge again."
+        raise RunError(
+            error.found, where=error.where, expected=error.expected, next_step=step
+        ) from None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """No team of threads for a piece: it is too small, and on a busy machine they wait in turn.
+
+    Writing and hashing have a thread of their own, and so has the ranking of each task vector.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _whole(source: Source) -> Tensor:
+    return source.flat(0, size_of(source)).clone().reshape(source.shape)
+
+
+def _close(sources: Iterable[Source]) -> None:
+    for source in sources:
+        close = getattr(source, "close", None)
+        if close is not None:
+            close()
+
+
+def _not_finite(job: Job) -> None:
+    for label, source in [("the base", job.base), *zip(job.keys, job.parents, strict=True)]:
+        for start, stop in spans(job.size):
+            if not bool(source.flat(start, stop).float().isfinite().all()):
+                raise WeightsError(
+                    f"The tensor '{job.name}' of {label} is not finite.",
+                    expected="numbers, without NaN or infinity",
+                    next_step=f"Keep the base's: exclude: ['{job.name}']",
+                )
+    raise WeightsError(
+        f"The merged tensor '{job.name}' is not finite, though its parents are.",
+        next_step="Use smaller weights.",
+    )
+
+
+def _overflow(name: str) -> None:
+    raise WeightsError(
+        f"The merged tensor '{name}' is beyond what float16 holds.",
+        next_step="dtype: bfloat16, or smaller weights.",
+    )
+
+
+def _apart(out: Path, places: Sequence[Path]) -> None:
+    target = out.resolve()
+    for place in places:
+        source = place.resolve()
+        if target == source or target in source.parents:
+            raise ConfigError(
+                f"'{out}' is, or holds, a model that is merged.", expected="a folder of its own"
+            )
+
+
+def locate(name: str, beside: Path) -> Path:
+    """The checkpoint that a recipe names: a path from here or from the recipe, or an id in the cache.
+
+    Raises:
+        WeightsError: If there is none.
+    """
+    for place in (Path(name).expanduser(), beside / name):
+        if place.exists():
+            return place
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError, OSError):
+            pass
+    raise WeightsError(
+        f"There is no checkpoint '{name}'.",
+        expected="a folder, a .safetensors file, or an id in the local cache",
+        next_step="Paths are taken from here, or from the folder of the recipe.",
+    )
+
+
+def _copy_files(source: Path, target: Path, dtype: str | None) -> None:
+    """Config, tokenizer, processor and the code that a config may name."""
+    for path in sorted(source.iterdir()):
+        if excluded(path.name, _COPIED) and path.is_file():
+            shutil.copyfile(path, target / path.name)
+    config = target / "config.json"
+    if dtype is None or not config.is_file():
+        return
+    values = json.loads(config.read_text(encoding="utf-8"))
+    for key in ("dtype", "torch_dtype"):
+        if key in values:
+            values[key] = dtype
+    atomic_json(config, values)
+
+
+def _manifest(folder: Path, made: Mapping[str, Mapping[str, str | int]]) -> None:
+    """Digests of all files; those of the shards were taken as they were written."""
+    entries: dict[str, Mapping[str, str | int]] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        entries[name] = made.get(name) or {
+            "sha256": sha256_file(path),
+            "bytes": path.stat().st_size,
+        }
+    atomic_json(folder / MANIFEST, {"files": entries})

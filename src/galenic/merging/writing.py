@@ -1,0 +1,178 @@
+"""Write a checkpoint tensor by tensor: headers first, then bytes as they come, in shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from galenic.core.files import atomic_json
+from galenic.merging.checkpoints import CODES, INDEX
+
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor that is to be written.
+
+    Attributes:
+        name: Of the tensor.
+        dtype: Of the tensor.
+        shape: Of the tensor.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def plan(slots: Sequence[Slot], stem: str, shard_bytes: int) -> dict[str, list[Slot]]:
+    """Which tensors go to which file; a tensor larger than a shard has one of its own.
+
+    Args:
+        slots: All of them, in order.
+        stem: Of the names of the files.
+        shard_bytes: Most bytes of a file.
+    """
+    groups: list[list[Slot]] = [[]]
+    size = 0
+    for slot in slots:
+        if groups[-1] and size + slot.bytes > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(slot)
+        size += slot.bytes
+    if len(groups) == 1:
+        return {f"{stem}.safetensors": groups[0]}
+    total = len(groups)
+    return {
+        f"{stem}-{number:05}-of-{total:05}.safetensors": group
+        for number, group in enumerate(groups, start=1)
+    }
+
+
+def write(
+    folder: Path,
+    slots: Sequence[Slot],
+    stream: Callable[[Slot], Iterable[Tensor]],
+    *,
+    stem: str = "model",
+    shard_bytes: int = SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, str | int]]:
+    """Write all `slots` into `folder`, which a caller has made to appear whole.
+
+    Args:
+        folder: Where the files go.
+        slots: What is written, in order.
+        stream: Gives the entries of one slot, as flat pieces of its type.
+        stem: Of the names of the files.
+        shard_bytes: Most bytes of a file; with more than one file there is an index.
+        metadata: Text of the header.
+
+    Returns:
+        SHA-256 and bytes of each file, by name.
+
+    Raises:
+        OSError: If the disk is full, or any other fault of the file system.
+    """
+    files = plan(slots, stem, shard_bytes)
+    made: dict[str, dict[str, str | int]] = {}
+    for name, group in files.items():
+        # Wide types first, as safetensors orders them: every tensor is then aligned.
+        order = sorted(group, key=lambda slot: (-slot.dtype.itemsize, slot.name))
+        head = header(order, metadata or {"format": "pt"})
+        with _file(folder / name, made) as put:
+            put(head)
+            for slot in order:
+                count = 0
+                for piece in stream(slot):
+                    count += piece.numel()
+                    put(_bytes(piece))
+                if count != math.prod(slot.shape):
+                    raise ValueError(f"'{slot.name}' got {count} entries for {slot.shape}")
+    if len(files) > 1:
+        where = {slot.name: name for name, group in files.items() for slot in group}
+        total = sum(slot.bytes for slot in slots)
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        atomic_json(folder / f"{stem}.safetensors{INDEX}", index)
+    return made
+
+
+def header(slots: Sequence[Slot], metadata: Mapping[str, str]) -> bytes:
+    """The header of a file of `slots`, in order."""
+    values: dict[str, object] = {"__metadata__": dict(metadata)}
+    place = 0
+    for slot in slots:
+        values[slot.name] = {
+            "dtype": CODES[slot.dtype],
+            "shape": list(slot.shape),
+            "data_offsets": [place, place + slot.bytes],
+        }
+        place += slot.bytes
+    text = json.dumps(values, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(piece: Tensor) -> memoryview:
+    flat = piece.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+@contextmanager
+def _file(
+    path: Path, made: dict[str, dict[str, str | int]]
+) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """Hash and write on a thread of its own: both let the arithmetic go on meanwhile."""
+    waiting: queue.Queue[bytes | memoryview | None] = queue.Queue(maxsize=8)
+    digest = hashlib.sha256()
+    faults: list[BaseException] = []
+    size = 0
+
+    def work() -> None:
+        nonlocal size
+        try:
+            with path.open("xb", buffering=0) as file:
+                while (data := waiting.get()) is not None:
+                    digest.update(data)
+                    size += len(data)
+                    view = memoryview(data)
+                    while view:
+                        view = view[os.write(file.fileno(), view) :]
+        except BaseException as error:
+            faults.append(error)
+            while waiting.get() is not None:
+                pass
+
+    def put(data: bytes | memoryview) -> None:
+        if faults:
+            raise faults[0]
+        waiting.put(data)
+
+    thread = threading.Thread(target=work, name="galenic-write", daemon=True)
+    thread.start()
+    try:
+        yield put
+    finally:
+        waiting.put(None)
+        thread.join()
+    if faults:
+        raise faults[0]
+    made[path.name] = {"sha256": digest.hexdigest(), "bytes": size}

@@ -1,0 +1,383 @@
+"""Several modalities: a block for each, merged without training, fused with little.
+
+Hemker et al., "Multimodal Lego", ICLR 2025, arXiv 2405.19950.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+from galenic import tuners
+from galenic.core.config import parse
+from galenic.core.errors import ConfigError, DataError
+from galenic.core.files import atomic_write
+from galenic.core.meters import count_parameters
+from galenic.core.progress import tell
+from galenic.core.run import Run
+from galenic.core.schedule import Schedule
+from galenic.core.trainer import Validation, fit
+from galenic.data.cohort import Cohort
+from galenic.evaluation.metrics import MAIN, greater_is_better, point
+from galenic.evaluation.protocol import score, to_scores
+from galenic.models.backbone import Backbone
+from galenic.models.lego import LegoBlock, LegoFuse, LegoMerge, store
+from galenic.models.lego.functional import HeadMethod
+from galenic.objectives.classification import Classifier
+from galenic.pipeline.balance import balance_of
+from galenic.pipeline.config import InputConfig
+from galenic.pipeline.inputs import Inputs
+from galenic.pipeline.lego import Modality, open_modalities
+from galenic.pipeline.mistakes import worst
+from galenic.pipeline.paired import Concatenated, Fed, PairedCollate, PairedRows
+from galenic.pipeline.tokens import TableEncoder, TokenEncoder
+from galenic.tasks import _lego_arms, classify
+from galenic.tasks._lego_config import ARMS, Config
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MERGED, FUSED, HEAD = "lego", "fused", "head.safetensors"
+
+
+def run(config: Config, run: Run) -> None:
+    """Open every input, train its block, merge, fuse where asked, predict and score.
+
+    Raises:
+        GalenicError: For anything the user can put right.
+    """
+    classify.carry_out(_quick(config) if config.quick else config, run, LegoJob)
+
+
+def load(run: Run) -> tuple[LegoJob, Classifier]:
+    """The fitted objective of a finished run, and the job that knows its data."""
+    config = parse(Config, run.config)
+    job = LegoJob(classify.quickened(_quick(config)) if config.quick else config, run)
+    job.restore()
+    return job, job.objective.eval()
+
+
+def _quick(config: Config) -> Config:
+    schedule = config.fuse.schedule.model_copy(update={"max_steps": 2, "batch_size": 8})
+    return config.model_copy(update={"fuse": config.fuse.model_copy(update={"schedule": schedule})})
+
+
+class LegoJob(classify.Job):
+    """One run over several inputs, step by step.
+
+    Attributes:
+        modalities: What is read.
+        merged: All blocks, merged.
+        fused: All blocks, fused; None before that or where none is asked for.
+    """
+
+    modalities: list[Modality]
+    config: Config
+
+    def __init__(self, config: Config, run: Run) -> None:
+        self.fused: LegoFuse | None = None
+        self.concat: Concatenated | None = None
+        super().__init__(config, run, opener=self._open)
+        used = np.concatenate([self.splits.train, self.splits.val, self.splits.test])
+        for modality in self.modalities:
+            if modality.frozen and modality.kind != "table":
+                modality.compute(used, self._cache())
+
+    # Building ---------------------------------------------------------------------------
+
+    def _open(
+        self,
+        cohort: Cohort,
+        train: Array,
+        run: Run,
+        *,
+        backbone: str,
+        pool: Any,
+        config: InputConfig,
+    ) -> tuple[Backbone, Inputs]:
+        """All networks; the first stands for them where a job has one."""
+        settings, splits = self.config, self.splits
+        self.modalities = open_modalities(
+            cohort,
+            train,
+            run,
+            backbone=backbone,
+            backbones=settings.backbones,
+            tables=settings.tables,
+            pool=pool,
+            config=config,
+            configs=settings.inputs,
+            used=np.concatenate([splits.train, splits.val, splits.test]),
+            seed=settings.seed,
+        )
+        for modality in self.modalities:
+            if modality.name in settings.trained:
+                self._as_trained(modality, Run.open(Path(settings.trained[modality.name])))
+        if len(self.modalities) == 1:
+            tell(f"One input, '{self.modalities[0].name}': there is nothing to merge it with.")
+        return self.modalities[0].backbone, self.modalities[0].inputs
+
+    def _as_trained(self, modality: Modality, other: Run) -> None:
+        """Check that the run `other` learnt the same classes, and read tables as it did."""
+        classes = other.read_json("metrics.json")["classes"]
+        if list(classes) != list(self.label.classes):
+            raise ConfigError(
+                f"The run that trained '{modality.name}' has other classes: {', '.join(classes)}.",
+                where=f"trained.{modality.name}",
+                expected=", ".join(self.label.classes),
+            )
+        if modality.kind == "table":
+            several = (other.path / "tables.json").is_file()
+            state = other.read_json("tables.json" if several else "table.json")
+            modality.retabulate(state[modality.name] if several else state)
+
+    def _objective(self) -> Classifier:
+        kind, train = self.label.kind, self.splits.train
+        self.outputs = 1 if kind in ("binary", "continuous") else len(self.label.classes)
+        self.centre, self.spread = 0.0, 1.0
+        if kind == "continuous":
+            self.centre = float(self.training_targets[train].mean())
+            self.spread = float(self.training_targets[train].std()) or 1.0
+        self._check_words()
+        self.hooks_of: dict[str, tuners.Hooks] = {}
+        encoders = {modality.name: self._encoder(modality) for modality in self.modalities}
+        if self.config.predict == "concat":
+            self.concat = Concatenated(encoders, self.outputs)
+            return self.classifier(self.concat, self.modalities)
+        blocks = {name: self._block_of(name, encoder) for name, encoder in encoders.items()}
+        merge = self.config.merge
+        self.merged = LegoMerge(blocks, merge.latents, merge.weights, merge.head)
+        return self.classifier(self.merged, self.modalities)
+
+    def _check_words(self) -> None:
+        names = [modality.name for modality in self.modalities]
+        config = self.config
+        if taken := set(names) & {"auto", *ARMS}:
+            raise ConfigError(
+                f"An input cannot be called '{taken.pop()}': a prediction is.",
+                next_step="Give the column another name.",
+            )
+        if config.predict not in ("auto", *ARMS, *names):
+            raise ConfigError(
+                f"Nothing here is called '{config.predict}'.",
+                where="predict",
+                expected=", ".join(("auto", *ARMS, *names)),
+            )
+        for key in config.trained:
+            if key not in names:
+                raise ConfigError(
+                    f"There is no input '{key}'.", where="trained", expected=", ".join(names)
+                )
+
+    def _encoder(self, modality: Modality) -> TokenEncoder:
+        """The encoder of a modality, with the tuner in it where there is anything to tune."""
+        backbone = modality.backbone
+        if any(True for _ in backbone.parameters()):
+            tuners.attach(backbone, self.tuner)
+            self.hooks_of[modality.name] = tuners.hooks(backbone, self.tuner)
+        bare = modality.kind == "table" and not any(True for _ in backbone.parameters())
+        return TableEncoder(backbone) if bare else TokenEncoder(backbone)
+
+    def _block_of(self, name: str, encoder: TokenEncoder) -> LegoBlock:
+        if name in self.config.trained:
+            folder = Path(self.config.trained[name])
+            block = store.load_block(folder / MERGED, name, encoder)
+            if block.outputs != self.outputs:
+                raise ConfigError(
+                    f"The block of '{name}' has {block.outputs} outputs, and the label needs "
+                    f"{self.outputs}.",
+                    where=f"trained.{name}",
+                )
+            return block
+        options = self.config.block.model_dump()
+        return LegoBlock(encoder, encoder.width, self.outputs, **options)
+
+    def classifier(
+        self, model: nn.Module, modalities: list[Modality], penalty: Any = None
+    ) -> Classifier:
+        return Classifier(
+            Fed(model, [modality.name for modality in modalities]),
+            nn.Identity(),
+            self.label.kind,
+            centre=self.centre,
+            spread=self.spread,
+            label_smoothing=self.config.head.label_smoothing,
+            penalty=penalty,
+        )
+
+    # Doing ------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Every block alone on its own modality; then the fusion, if there is one."""
+        schedule = self.config.schedule
+        if self.concat is not None:
+            self._fit(self.objective, self.modalities, self.splits.train, schedule, "concat")
+            return
+        for place, modality in enumerate(self.modalities):
+            if modality.name in self.config.trained:
+                continue
+            hooks = self.hooks_of.get(modality.name, tuners.Hooks())
+            block = self.merged.block(modality.name)
+            objective = self.classifier(block, [modality], hooks.penalty)
+            rows = modality.having(self.splits.train)
+            before: dict[str, torch.Tensor] = {}
+            for stage in hooks.stages:
+                if stage.rewind_head and before:
+                    block.head.load_state_dict(before)
+                before = {n: t.clone() for n, t in block.head.state_dict().items()}
+                stage.begin()
+                own = schedule.model_copy(update=dict(stage.schedule))
+                folder = f"block-{place}-{stage.name}"
+                self._fit(objective, [modality], rows, own, folder, hooks.after_step)
+        if self.config.fuse.mode != "none":
+            self._fuse()
+
+    def _fuse(self) -> None:
+        self._make_fused()
+        assert self.fused is not None
+        fuse = self.config.fuse
+        counts = np.sum([m.present for m in self.modalities], axis=0)
+        paired = self.splits.train[counts[self.splits.train] > 1]
+        if len(self.modalities) == 1:
+            paired = self.splits.train
+        if not len(paired):
+            raise DataError(
+                "No training sample has two of the inputs: there is nothing to fuse on.",
+                where=self.cohort.name,
+                next_step="fuse.mode=none",
+            )
+        if fuse.paired < 1:
+            rng = np.random.default_rng([self.config.seed, 2])
+            count = max(1, round(fuse.paired * len(paired)))
+            paired = np.sort(rng.choice(paired, count, replace=False))
+        self.run.log({"event": "fuse", "paired": len(paired)})
+        self._fit(self.objective, self.modalities, paired, fuse.schedule, "fuse")
+
+    def _make_fused(self) -> None:
+        """Copies of the blocks as they are now; the job's objective is the fused model."""
+        fuse = self.config.fuse
+        assert fuse.mode != "none"
+        blocks = {name: self.merged.block(name) for name in self.merged.names}
+        head: HeadMethod = "linear" if self.config.merge.head == "linear" else "slerp"
+        # A resumed run has drawn less by now, and begins with the same woven latent.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            self.fused = LegoFuse(blocks, fuse.mode, fuse.order, head, fuse.freeze)
+        self.objective = self.classifier(self.fused, self.modalities)
+
+    def _fit(
+        self,
+        objective: Classifier,
+        modalities: list[Modality],
+        rows: Array,
+        schedule: Schedule,
+        folder: str,
+        after_step: Any = None,
+    ) -> None:
+        kind, name = self.label.kind, MAIN[self.label.kind]
+        held = self.rows_of(modalities, self.splits.val)
+
+        def monitor(outputs: dict[str, Array]) -> dict[str, float]:
+            scores = to_scores(kind, outputs["logits"], self._unit())
+            return {name: point(kind, name, self.training_targets[held], scores)}
+
+        validation = None
+        if len(held):
+            known = PairedRows(modalities, held, self.training_targets)
+            validation = Validation(known, monitor, greater_is_better(name))
+        else:
+            schedule = schedule.model_copy(update={"patience": None})
+        drawn = balance_of(schedule.balance, self.cohort, rows, self.training_targets[rows])
+        self.run.log({"event": "part", "part": folder, "inputs": [m.name for m in modalities]})
+        result = fit(
+            objective,
+            PairedRows(modalities, rows, self.training_targets, training=True),
+            schedule=schedule,
+            collate=PairedCollate(modalities),
+            folder=self.run.path / "checkpoints" / folder,
+            seed=self.config.seed,
+            validation=validation,
+            sample_weights=drawn.weights,
+            sample_groups=drawn.groups,
+            after_step=after_step,
+            log=self.run.log,
+            resume=self.run.resumed,
+        )
+        self.fit_seconds += result.seconds
+        self.steps += result.steps
+
+    @staticmethod
+    def rows_of(modalities: list[Modality], rows: Array) -> Array:
+        """Those of `rows` that have one of the modalities."""
+        return rows[np.any([m.present for m in modalities], axis=0)[rows]]
+
+    # Telling ----------------------------------------------------------------------------
+
+    def evaluate(self) -> None:
+        """Predict validation and test with every arm, and write every number."""
+        arms = _lego_arms.arms(self)
+        main = _lego_arms.chosen(self, arms)
+        chosen = main.name
+        kind, rows = self.label.kind, {p: getattr(self.splits, p) for p in ("val", "test")}
+        for part, every in rows.items():
+            if len(main.rows[part]) != len(every):
+                raise DataError(
+                    f"{len(every) - len(main.rows[part])} samples of {part} lack '{chosen}'.",
+                    where=self.cohort.name,
+                    next_step="predict=merged",
+                )
+        scored = score(
+            kind,
+            list(self.label.classes),
+            targets={part: self.targets[found] for part, found in rows.items()},
+            logits=main.logits,
+            unit=self._unit(),
+            groups={part: self.cohort.patient_ids[found] for part, found in rows.items()},
+            rows=rows,
+            table=self.cohort.table,
+            config=self.config.score,
+            seed=self.config.seed,
+        )
+        for name, document in scored.documents.items():
+            self.run.write_json(name, document)
+        self.run.write_table("predictions.parquet", scored.predictions)
+        self.run.write_json("lego.json", _lego_arms.report(self, arms, chosen))
+        self.run.write_table("arms.parquet", _lego_arms.table(self, arms))
+        metric = scored.documents["metrics.json"]["main"]
+        value = scored.documents["metrics.json"]["test"][metric]["value"]
+        self.run.log({"event": "scored", metric: value})
+        worst(self.run, self.modalities[0].cohort, self.label, scored.predictions)
+        self.parameters = count_parameters(self.objective)
+
+    def save(self) -> None:
+        """Write the blocks and what was fused, each in a folder that can be read alone."""
+        if self.concat is not None:
+            trained = {n for n, p in self.concat.named_parameters() if p.requires_grad}
+            state = {n: t for n, t in self.concat.state_dict().items() if n in trained}
+            atomic_write(self.run.path / HEAD, save(state))
+            return
+        store.save(self.merged, self.run.path / MERGED, encoders="trained")
+        head = self.merged.head_state()
+        if self.fused is not None:
+            store.save(self.fused, self.run.path / FUSED, encoders="trained")
+            head = self.fused.head.state_dict()
+        atomic_write(self.run.path / HEAD, save({n: t.contiguous() for n, t in head.items()}))
+
+    def restore(self) -> None:
+        """Take up what a finished run wrote."""
+        path = self.run.path
+        if self.concat is not None:
+            self.concat.load_state_dict(load_file(path / HEAD), strict=False)
+            return
+        for name in self.merged.names:
+            encoder = self.merged.block(name).encoder
+            loaded = store.load_block(path / MERGED, name, encoder)
+            self.merged.block(name).load_state_dict(loaded.state_dict())
+        if self.config.fuse.mode != "none":
+            self._make_fused()
+            assert self.fused is not None
+            encoders = {n: self.fused.block(n).encoder for n in self.fused.names}
+            self.fused.load_state_dict(store.load(path / FUSED, encoders).state_dict())
