@@ -276,7 +276,7 @@ def _measure(method: str, folder: Path, size: int, largest: int, full: bool) -> 
             unit="s",
             times=times,
             peer={
-                "name": "a plain copy" if quick else "a loop over state dicts with a sort",
+                "name": "a plain copy" if quick else "a loop over state dicts",
                 "version": torch.__version__,
             },
             reach=f"{wanted} (got {speed:.2f} GB/s), peak at most {limit:.0f} MB (got {peak:.0f})",
