@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from galenic.language.template import Template
 
@@ -120,7 +121,8 @@ class PromptedNetwork(nn.Module):
         words: Any = self.network.get_input_embeddings()  # type: ignore[operator]
         embedded = words(input_ids)
         if slots is not None and self.prompts is not None:
-            soft = self.prompts.to(embedded.dtype)[(slots - 1).clamp_min(0)]
+            # Not by indexing: its backward pass adds up in whatever order threads come.
+            soft = functional.embedding((slots - 1).clamp_min(0), self.prompts.to(embedded.dtype))
             embedded = torch.where((slots > 0).unsqueeze(-1), soft, embedded)
         hidden = self.network(
             inputs_embeds=embedded, attention_mask=attention_mask
