@@ -30,13 +30,6 @@ class MaskedHead:
     decoder: nn.Linear
     fresh: bool
 
-    def state(self) -> dict[str, Tensor]:
-        """Its tensors by name; a decoder that is tied to the embeddings is listed whole."""
-        parts = nn.ModuleDict({"transform": self.transform, "decoder": self.decoder})
-        return {
-            name: value.detach().contiguous().clone() for name, value in parts.state_dict().items()
-        }
-
 
 def open_head(backbone: Backbone) -> MaskedHead:
     """The head that belongs to a text network; a fresh one, tied to its embeddings, if it has none.

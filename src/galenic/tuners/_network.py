@@ -58,7 +58,7 @@ def attention(network: nn.Module, roles: Sequence[str] = ("q", "k", "v", "out"))
     found = []
     for name, module in network.named_modules():
         leaf = name.rpartition(".")[2].lower()
-        if not _is_projection(module) or is_under(name, sealed):
+        if not is_linear(module) or is_under(name, sealed):
             continue
         inside = re.search(r"att(n|ention)|(^|\.)sa(\.|$)", name.lower()) is not None
         dense_out = "out" in roles and re.search(
@@ -76,14 +76,28 @@ def feedforward_down(network: nn.Module) -> list[str]:
     for name, module in network.named_modules():
         leaf = name.rpartition(".")[2].lower()
         dense = re.search(r"(?<!attention\.)(?<!attn\.)output\.dense$", name.lower())
-        if _is_projection(module) and name not in taken and (leaf in _DOWN or dense):
+        if is_linear(module) and name not in taken and (leaf in _DOWN or dense):
             found.append(name)
     return found
 
 
-def _is_projection(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Whether this is a linear layer, transformers' `Conv1D` included."""
     base = getattr(module, "base_layer", module)
-    return isinstance(base, nn.Linear) or type(base).__name__ == "Conv1D"
+    return isinstance(base, nn.Linear) or is_transposed(base)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether this is transformers' `Conv1D`: a linear layer with its weight as [in, out]."""
+    return type(module).__name__ == "Conv1D"
+
+
+def widths(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer, transformers' `Conv1D` included."""
+    layer: Any = getattr(module, "base_layer", module)
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return int(layer.weight.shape[0]), int(layer.weight.shape[1])
 
 
 def sealed_modules(network: nn.Module) -> set[str]:

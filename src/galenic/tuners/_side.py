@@ -10,13 +10,13 @@ import copy
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -24,6 +24,7 @@ from galenic.core.errors import BackboneError, ConfigError
 from galenic.models.backbone import Backbone
 from galenic.tuners._hidden import Hidden, Layout, collect, image_size, survey
 from galenic.tuners._merging import MergeError
+from galenic.tuners._placing import TunerLayer, require_modules
 
 
 class SideNetwork(nn.Module):
@@ -102,7 +103,7 @@ class _Collected(Exception):  # noqa: N818
         self.packed = packed
 
 
-class SideLayer(nn.Module, BaseTunerLayer):
+class SideLayer(TunerLayer):
     """A frozen network and its named side networks; one of them gives the features.
 
     The network runs in evaluation mode and without a graph, whatever its parameters say.
@@ -220,15 +221,6 @@ class SideLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Nothing is ever merged."""
 
-    def __getattr__(self, name: str) -> Any:
-        # Whoever holds the network reads its attributes (`config`, `dtype`).
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer" or name.startswith("__"):
-                raise
-            return getattr(super().__getattr__("base_layer"), name)
-
 
 class SideModel(BaseTuner):
     """peft tuner whose model is one `SideLayer` around the whole network."""
@@ -260,7 +252,7 @@ class SideModel(BaseTuner):
         if config.read is None:
             config.read = survey(network, method).to_dict()
         layout = Layout.of(config.read)
-        _check_blocks(network, method, layout)
+        require_modules(network, layout.blocks)
         side = self.build(config, layout, network)
         if layer is None:
             layer = self.tuner_layer_cls(network)
@@ -351,13 +343,3 @@ def choose(
             expected="at least two: one to start from, and one to add",
         )
     return chosen
-
-
-def _check_blocks(network: nn.Module, method: str, layout: Layout) -> None:
-    names: Mapping[str, nn.Module] = dict(network.named_modules())
-    gone = [name for name in layout.blocks if name not in names]
-    if gone:
-        raise BackboneError(
-            f"'{method}' was made for another network: {type(network).__name__} has no '{gone[0]}'.",
-            expected="the network that the adapter was trained on",
-        )

@@ -13,12 +13,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 from galenic.models.anatomy import anatomy, is_norm
-from galenic.tuners._network import attention, is_under, last
+from galenic.tuners._network import attention, is_linear, is_under, last, widths
 
 Kind = Literal["attention", "mlp"]
 LOOKED_FOR = (
@@ -99,20 +99,6 @@ def modules_by_plain_name(network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def width_of(projection: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer, transformers' `Conv1D` included."""
-    layer: Any = getattr(projection, "base_layer", projection)
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    return int(layer.weight.shape[0]), int(layer.weight.shape[1])
-
-
-def is_projection(module: nn.Module) -> bool:
-    """Whether this is a linear layer, transformers' `Conv1D` included."""
-    base = getattr(module, "base_layer", module)
-    return isinstance(base, nn.Linear) or type(base).__name__ == "Conv1D"
-
-
 def norms_of(modules: dict[str, nn.Module], width: int) -> list[str]:
     """Names of the norms over the last `width` channels, in order."""
     return [n for n, m in modules.items() if is_norm(m) and _normalises(m, width)]
@@ -170,7 +156,7 @@ class _Finder:
         seen: set[str] = set()
         before: str | None = None
         for query in self.queries:
-            width = width_of(self.modules[query])[0]
+            width = widths(self.modules[query])[0]
             place = self._block(query, width)
             if place is None or place[0] in seen:
                 continue
@@ -192,9 +178,9 @@ class _Finder:
                 name
                 for name, module in self.modules.items()
                 if name.startswith(ancestor + ".")
-                and is_projection(module)
+                and is_linear(module)
                 and name not in self.attending
-                and width_of(module)[1] == width
+                and widths(module)[1] == width
             ]
             if ends:
                 return ancestor, ends[-1]
@@ -206,7 +192,7 @@ class _Finder:
             inside = self._under(place)
             if self._normalised(place, down, width) or query in inside:
                 break
-            if sum(is_projection(m) for m in inside.values()) > 1:
+            if sum(is_linear(m) for m in inside.values()) > 1:
                 call = place
         if call is not None:
             return call, None
@@ -249,7 +235,7 @@ class _Finder:
         for name in names[: names.index(down)]:
             module = self.modules[name]
             loose = name.startswith(block + ".") and name not in self.attending
-            if loose and is_projection(module) and width_of(module)[0] == width:
+            if loose and is_linear(module) and widths(module)[0] == width:
                 return Tap(name, 0)
         return None
 

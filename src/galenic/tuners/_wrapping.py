@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar, TypeVar
 
-from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from galenic.core.errors import BackboneError, nearest
+from galenic.core.errors import BackboneError
+from galenic.tuners._placing import PlacingTuner, TunerLayer
 
 T = TypeVar("T", nn.Module, Tensor)
 
 
-class WrappingLayer(nn.Module, BaseTunerLayer):
+class WrappingLayer(TunerLayer):
     """A module of the network and what one or more adapters do to it."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str) -> None:
@@ -37,63 +35,19 @@ class WrappingLayer(nn.Module, BaseTunerLayer):
     def release(self) -> None:
         """Take away what was put on modules other than the base layer."""
 
-    def __getattr__(self, name: str) -> Any:
-        # Networks read attributes of their parts (`layer.attention_type`, `fc1.in_features`).
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer" or name.startswith("__"):
-                raise
-            return getattr(super().__getattr__("base_layer"), name)
 
-
-class WrappingTuner(BaseTuner):
-    """A tuner that decides where to go before it changes anything."""
+class WrappingTuner(PlacingTuner):
+    """A tuner of wrapping layers."""
 
     tuner_layer_cls = WrappingLayer
-    target_module_mapping: dict[str, list[str]] = {}
     method: ClassVar[str] = ""
-
-    def place(self, model: nn.Module, config: Any) -> None:
-        """Fill `config.placed` (a mapping from module names) and what belongs to it.
-
-        Raises:
-            BackboneError: If the method cannot enter the network.
-            ConfigError: If a value does not fit it.
-        """
-        raise NotImplementedError
-
-    def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Decide on the places, then let peft put the layers in."""
-        # A copy: the caller's config is his, and may go on to another network.
-        config: Any = copy.deepcopy(self.peft_config[adapter_name])
-        self.peft_config[adapter_name] = config
-        if config.placed is None:
-            self.place(model, config)
-        else:
-            _check_placed(model, config.placed)
-        super().inject_adapter(
-            model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
-        )
-
-    @staticmethod
-    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool:
-        placed: Any = getattr(peft_config, "placed", None)
-        return key in (placed or ())
 
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
         if isinstance(child, WrappingLayer):
             child.release()
-        setattr(parent, child_name, new_module)
+        super()._replace_module(parent, child_name, new_module, child)
 
     def _unload_and_optionally_merge(
         self,
@@ -154,14 +108,3 @@ class WrappingTuner(BaseTuner):
                 module.set_adapter(adapter_name, inference_mode=inference)
             elif not known:
                 module.set_adapter([])
-
-
-def _check_placed(network: nn.Module, placed: dict[str, Any]) -> None:
-    names = {name for name, _ in network.named_modules()}
-    gone = [name for name in placed if name not in names]
-    if gone:
-        raise BackboneError(
-            f"The adapter was made for another network: {type(network).__name__} has no "
-            f"{', '.join(repr(g) for g in gone[:5])}. {nearest(gone[0], names)}".strip(),
-            expected="the network that the adapter was trained on",
-        )

@@ -57,8 +57,15 @@ def targets(network: nn.Module, config: Config) -> list[str]:
     """
     import re
 
-    from galenic.tuners._network import attention, cannot_enter, is_under, last, sealed_modules
-    from galenic.tuners.ssf.placement import in_head, is_conv, is_linear
+    from galenic.tuners._network import (
+        attention,
+        cannot_enter,
+        is_linear,
+        is_under,
+        last,
+        sealed_modules,
+    )
+    from galenic.tuners.ssf.placement import in_head, is_conv
 
     wish = config.target_modules
     layers = [n for n, m in network.named_modules() if is_linear(m) or is_conv(m)]

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from galenic.core.config import Config as BaseConfig
 from galenic.tuners import Capabilities, Hooks
+from galenic.tuners._lazy import lazily
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,10 +138,4 @@ def read(backbone: Backbone, path: Path) -> None:
     require_ticket(backbone.network).put(Delta.load(path))
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy: reading CAPABILITIES must not import torch.
-    if name == "LotteryTicket":
-        from galenic.tuners.composable_sft.ticket import LotteryTicket
-
-        return LotteryTicket
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = lazily(__name__, LotteryTicket="ticket")

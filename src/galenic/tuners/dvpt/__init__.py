@@ -10,13 +10,14 @@ works on any transformer, without the rest of galenic.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from galenic.core.config import Config as BaseConfig
 from galenic.core.errors import ConfigError
 from galenic.tuners import Capabilities
+from galenic.tuners._lazy import lazily
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
@@ -107,16 +108,4 @@ def attach(backbone: Backbone, config: Config) -> None:
     backbone.network = get_peft_model(backbone.network, peft_config)
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy: reading CAPABILITIES must not import torch and peft.
-    if name == "DVPTConfig":
-        from galenic.tuners.dvpt import model
-        from galenic.tuners.dvpt.config import DVPTConfig
-
-        assert model.DVPTModel is not None  # importing it registers the method with peft
-        return DVPTConfig
-    if name == "DVPTModel":
-        from galenic.tuners.dvpt import model
-
-        return model.DVPTModel
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = lazily(__name__, DVPTConfig="model", DVPTModel="model")

@@ -10,12 +10,13 @@ works on any transformers network of tokens, without the rest of galenic.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from galenic.core.config import Config as BaseConfig
 from galenic.tuners import Capabilities
+from galenic.tuners._lazy import lazily
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
@@ -77,16 +78,4 @@ def attach(backbone: Backbone, config: Config) -> None:
     _side.attach(backbone, LSTConfig(**config.model_dump(exclude={"method"})), "lst")
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy: reading CAPABILITIES must not import torch and peft.
-    if name == "LSTConfig":
-        from galenic.tuners.lst import model
-        from galenic.tuners.lst.config import LSTConfig
-
-        assert model.LSTModel is not None  # importing it is what registers the method with peft
-        return LSTConfig
-    if name == "LSTModel":
-        from galenic.tuners.lst.model import LSTModel
-
-        return LSTModel
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = lazily(__name__, LSTConfig="model", LSTModel="model")

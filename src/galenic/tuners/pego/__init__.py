@@ -17,6 +17,7 @@ from pydantic import Field
 
 from galenic.core.config import Config as BaseConfig
 from galenic.tuners import Capabilities, Hooks
+from galenic.tuners._lazy import lazily
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
@@ -90,10 +91,4 @@ def hooks(backbone: Backbone, config: Config) -> Hooks:
     return Hooks(penalty=model.base_model.orthogonal_loss)
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy: reading CAPABILITIES must not import torch and peft.
-    if name in ("PEGOConfig", "PEGOModel"):
-        from galenic.tuners.pego import model
-
-        return getattr(model, name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = lazily(__name__, PEGOConfig="model", PEGOModel="model")

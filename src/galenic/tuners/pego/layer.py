@@ -6,17 +6,18 @@ import math
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional
 
 from galenic.tuners._merging import MergeError, require_foldable
+from galenic.tuners._network import is_transposed, widths
+from galenic.tuners._placing import TunerLayer
 from galenic.tuners.pego.config import PEGOConfig
 from galenic.tuners.pego.functional import orthogonal_terms
-from galenic.tuners.pego.placement import shape_of
 
 
-class PEGOLayer(nn.Module, BaseTunerLayer):
+class PEGOLayer(TunerLayer):
     """`W x + sum_i B_i A_i x` on chosen rows of the output.
 
     Args:
@@ -39,7 +40,7 @@ class PEGOLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.parts = [(start, end) for start, end in parts]
-        self.transposed = type(base_layer).__name__ == "Conv1D"
+        self.transposed = is_transposed(base_layer)
         self.pego_A = nn.ParameterDict()
         self.pego_B = nn.ParameterDict()
         self.configs: dict[str, PEGOConfig] = {}
@@ -52,7 +53,7 @@ class PEGOLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: PEGOConfig, **_: Any) -> None:
         """Make the groups of `adapter_name`: A Kaiming-uniform, B zero."""
         weight: Any = self.base_layer.weight
-        inputs = shape_of(self.base_layer)[1]
+        inputs = widths(self.base_layer)[0]
         width = self.parts[0][1] - self.parts[0][0]
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
         made = {"device": weight.device, "dtype": dtype}
@@ -96,7 +97,8 @@ class PEGOLayer(nn.Module, BaseTunerLayer):
     def delta(self, adapter_name: str) -> Tensor:
         """The update [d_out, d_in] of an adapter in float32, zero on rows that carry no group."""
         down, up = self.pego_A[adapter_name].float(), self.pego_B[adapter_name].float()
-        full = down.new_zeros(shape_of(self.base_layer))
+        inputs, outputs = widths(self.base_layer)
+        full = down.new_zeros(outputs, inputs)
         for (start, end), a, b in zip(self.parts, down, up, strict=True):
             full[start:end] = torch.einsum("nor,nri->oi", b, a)
         return full
@@ -161,12 +163,3 @@ class PEGOLayer(nn.Module, BaseTunerLayer):
             self.unmerge()
         self.configs.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
-
-    def __getattr__(self, name: str) -> Any:
-        # Networks read attributes of their layers (`query.weight`, `qkv.in_features`).
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer" or name.startswith("__"):
-                raise
-            return getattr(super().__getattr__("base_layer"), name)

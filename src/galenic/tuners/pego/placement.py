@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from torch import nn
 
 from galenic.core.errors import BackboneError, ConfigError, nearest
-from galenic.tuners._network import attention, cannot_enter, is_under, last, sealed_modules
+from galenic.tuners._network import (
+    attention,
+    cannot_enter,
+    is_linear,
+    is_under,
+    last,
+    sealed_modules,
+    widths,
+)
 from galenic.tuners.pego.config import PEGOConfig
-from galenic.tuners.ssf.placement import in_head, is_linear
+from galenic.tuners.ssf.placement import in_head
 
 # Thirds of a fused projection that carry a group: query and value.
 THIRDS = (0, 2)
@@ -50,7 +57,7 @@ def place(network: nn.Module, config: PEGOConfig) -> dict[str, list[list[int]]]:
     fused = set(attention(network, ("qkv",))) if wish == "qv" else set()
     placed = {}
     for name in names:
-        rows, columns = shape_of(network.get_submodule(name))
+        columns, rows = widths(network.get_submodule(name))
         parts = _thirds(name, rows, columns) if name in fused else [[0, rows]]
         room = min(columns, parts[0][1] - parts[0][0])
         if config.rank * config.groups > room:
@@ -62,13 +69,6 @@ def place(network: nn.Module, config: PEGOConfig) -> dict[str, list[list[int]]]:
             )
         placed[name] = parts
     return placed
-
-
-def shape_of(module: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of a linear layer."""
-    base: Any = getattr(module, "base_layer", module)
-    rows, columns = base.weight.shape
-    return (columns, rows) if type(base).__name__ == "Conv1D" else (rows, columns)
 
 
 def _thirds(name: str, rows: int, columns: int) -> list[list[int]]:

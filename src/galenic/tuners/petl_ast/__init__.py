@@ -11,12 +11,13 @@ works on any transformer, without the rest of galenic. The paper's other members
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from galenic.core.config import Config as BaseConfig
 from galenic.tuners import Capabilities
+from galenic.tuners._lazy import lazily
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
@@ -138,16 +139,4 @@ def attach(backbone: Backbone, config: Config) -> None:
     backbone.network = get_peft_model(backbone.network, peft_config)
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy: reading CAPABILITIES must not import torch and peft.
-    if name == "PETLASTConfig":
-        from galenic.tuners.petl_ast import model
-        from galenic.tuners.petl_ast.config import PETLASTConfig
-
-        assert model.PETLASTModel is not None  # importing it registers the method with peft
-        return PETLASTConfig
-    if name == "PETLASTModel":
-        from galenic.tuners.petl_ast import model
-
-        return model.PETLASTModel
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = lazily(__name__, PETLASTConfig="model", PETLASTModel="model")

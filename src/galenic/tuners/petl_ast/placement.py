@@ -136,10 +136,9 @@ def _prefixes(network: nn.Module, halves: list[Sublayer], config: PETLASTConfig)
 
 def _key_width(core: nn.Module, width: int) -> int:
     """Channels of the keys: less than the width where several queries share one key."""
-    from galenic.tuners._network import attention
-    from galenic.tuners._sublayers import width_of
+    from galenic.tuners._network import attention, widths
 
     names = attention(core, ("k",)) or [
         n for n, _ in core.named_children() if n in ("k_proj", "key", "k_lin", "k")
     ]
-    return width_of(core.get_submodule(names[0]))[1] if names else width
+    return widths(core.get_submodule(names[0]))[1] if names else width

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from galenic.core.config import Config as BaseConfig
 from galenic.tuners import Capabilities, Hooks, Stage
+from galenic.tuners._lazy import lazily
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
@@ -137,10 +138,4 @@ def hooks(backbone: Backbone, config: Config) -> Hooks:
     )
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy: reading CAPABILITIES must not import torch and peft.
-    if name in ("SaRAConfig", "SaRAModel"):
-        from galenic.tuners.sara import model
-
-        return getattr(model, name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = lazily(__name__, SaRAConfig="model", SaRAModel="model")

@@ -10,12 +10,13 @@ works on any network, without the rest of galenic.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from galenic.core.config import Config as BaseConfig
 from galenic.tuners import Capabilities
+from galenic.tuners._lazy import lazily
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
@@ -85,16 +86,4 @@ def attach(backbone: Backbone, config: Config) -> None:
     backbone.network = get_peft_model(network, SSFConfig(**settings))
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy: reading CAPABILITIES must not import torch and peft.
-    if name == "SSFConfig":
-        from galenic.tuners.ssf import model
-        from galenic.tuners.ssf.config import SSFConfig
-
-        assert model.SSFModel is not None  # importing it is what registers the method with peft
-        return SSFConfig
-    if name in ("SSFModel", "merge_change"):
-        from galenic.tuners.ssf import model
-
-        return getattr(model, name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = lazily(__name__, SSFConfig="model", SSFModel="model", merge_change="model")

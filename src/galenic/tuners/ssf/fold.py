@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from galenic.tuners._merging import MergeError, require_foldable
-from galenic.tuners.ssf.placement import channels_of, is_conv, is_linear, is_rms
+from galenic.tuners._network import is_linear
+from galenic.tuners.ssf.placement import channels_of, is_conv, is_rms
 
 _HOOK = "_galenic_shift_hook"
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from galenic.core.errors import BackboneError
 from galenic.tuners._merging import MergeError
+from galenic.tuners._network import is_linear
+from galenic.tuners._placing import TunerLayer
 from galenic.tuners.ssf.config import SSFConfig
 from galenic.tuners.ssf.fold import Original, fold, restore
 from galenic.tuners.ssf.functional import scale_shift
 from galenic.tuners.ssf.fused import fused
-from galenic.tuners.ssf.placement import axis_of, channels_of, is_linear, is_rms
+from galenic.tuners.ssf.placement import axis_of, channels_of, is_rms
 
 
-class SSFLayer(nn.Module, BaseTunerLayer):
+class SSFLayer(TunerLayer):
     """An operator, then `gamma * x + beta` of the active adapters, in their order.
 
     Args:
@@ -178,12 +180,3 @@ class SSFLayer(nn.Module, BaseTunerLayer):
         if adapter_name in self.merged_adapters:
             self.unmerge()
         super().delete_adapter(adapter_name)
-
-    def __getattr__(self, name: str) -> Any:
-        # Networks read attributes of their operators (`fc1.in_features`, `norm.eps`).
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer" or name.startswith("__"):
-                raise
-            return getattr(super().__getattr__("base_layer"), name)

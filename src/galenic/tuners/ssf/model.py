@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from galenic.core.errors import BackboneError, nearest
 from galenic.tuners import _peft
 from galenic.tuners._merging import merge_all, require_unshared
 from galenic.tuners._network import attention
+from galenic.tuners._placing import PlacingTuner
 from galenic.tuners.ssf.config import SSFConfig
 from galenic.tuners.ssf.layer import SSFLayer
 from galenic.tuners.ssf.placement import place
@@ -34,43 +32,22 @@ class MergeReport:
     created: list[str] = field(default_factory=list)
 
 
-class SSFModel(BaseTuner):
+class SSFModel(PlacingTuner):
     """A network with a scale and a shift after its operators."""
 
     prefix = "ssf_"
     tuner_layer_cls = SSFLayer
-    target_module_mapping: dict[str, list[str]] = {}
     merge_report: MergeReport | None = None
 
-    def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Find the modules that get a pair, then let peft put them in."""
-        # A copy: the caller's config is his, and may go on to another network.
-        config = copy.deepcopy(self.peft_config[adapter_name])
-        self.peft_config[adapter_name] = config
-        if config.placed is None:
-            config.placed = place(
-                model,
-                config.target_modules,
-                exclude_modules=config.exclude_modules,
-                modules_to_save=config.modules_to_save,
-                last_blocks=config.last_blocks,
-            )
-        else:
-            _check_placed(model, config.placed)
-        super().inject_adapter(
-            model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
+    def place(self, model: nn.Module, config: SSFConfig) -> None:
+        """See `galenic.tuners.ssf.placement.place`."""
+        config.placed = place(
+            model,
+            config.target_modules or "auto",
+            exclude_modules=config.exclude_modules,
+            modules_to_save=config.modules_to_save,
+            last_blocks=config.last_blocks,
         )
-
-    @staticmethod
-    def _check_target_module_exists(peft_config: SSFConfig, key: str) -> bool:
-        return key in (peft_config.placed or ())
 
     def _create_and_replace(
         self,
@@ -93,13 +70,6 @@ class SSFModel(BaseTuner):
             layer.requires_grad_(False)
         layer.train(target.training)
         self._replace_module(parent, target_name, layer, target)
-
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
-        # peft's own copies weight and bias onto whatever it puts back, which a norm without
-        # affine terms does not have.
-        setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
         require_unshared(self.model, SSFLayer)
@@ -169,17 +139,6 @@ def _tensors(output: Any) -> list[Tensor]:
         return [output]
     values = output.values() if isinstance(output, Mapping) else output
     return [value for value in values if isinstance(value, Tensor)]
-
-
-def _check_placed(network: nn.Module, placed: list[str]) -> None:
-    names = {name for name, _ in network.named_modules()}
-    gone = [name for name in placed if name not in names]
-    if gone:
-        raise BackboneError(
-            f"The adapter was made for another network: {type(network).__name__} has no "
-            f"{', '.join(repr(g) for g in gone[:5])}. {nearest(gone[0], names)}".strip(),
-            expected="the network that the adapter was trained on",
-        )
 
 
 _peft.register("SSF", SSFConfig, SSFModel, prefix="ssf_", mixed=True)

@@ -20,7 +20,7 @@ from typing import Any, cast
 from torch import nn
 
 from galenic.core.errors import BackboneError, nearest
-from galenic.tuners._network import cannot_enter, is_under, last, sealed_modules
+from galenic.tuners._network import cannot_enter, is_linear, is_under, last, sealed_modules, widths
 
 HEADS = frozenset(
     [
@@ -54,12 +54,6 @@ _CONVS = (
 )
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether this is a linear layer, transformers' `Conv1D` included."""
-    module = getattr(module, "base_layer", module)
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def is_conv(module: nn.Module) -> bool:
@@ -101,10 +95,8 @@ def axis_of(module: nn.Module) -> int | None:
 def channels_of(module: nn.Module) -> int:
     """Number of output channels of a module that `axis_of` knows."""
     module = getattr(module, "base_layer", module)
-    if isinstance(module, nn.Linear):
-        return int(module.out_features)
-    if type(module).__name__ == "Conv1D":
-        return int(cast(Any, module).weight.shape[1])
+    if is_linear(module):
+        return widths(module)[1]
     if is_conv(module):
         return int(module.out_channels)  # type: ignore[arg-type]
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):

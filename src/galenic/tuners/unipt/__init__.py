@@ -10,12 +10,13 @@ works on any transformers network of tokens or maps, without the rest of galenic
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from galenic.core.config import Config as BaseConfig
 from galenic.tuners import Capabilities
+from galenic.tuners._lazy import lazily
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
@@ -93,16 +94,4 @@ def attach(backbone: Backbone, config: Config) -> None:
     _side.attach(backbone, settings, "unipt")
 
 
-def __getattr__(name: str) -> Any:
-    # Lazy: reading CAPABILITIES must not import torch and peft.
-    if name == "UniPTConfig":
-        from galenic.tuners.unipt import model
-        from galenic.tuners.unipt.config import UniPTConfig
-
-        assert model.UniPTModel is not None  # importing it is what registers the method with peft
-        return UniPTConfig
-    if name == "UniPTModel":
-        from galenic.tuners.unipt.model import UniPTModel
-
-        return UniPTModel
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = lazily(__name__, UniPTConfig="model", UniPTModel="model")
