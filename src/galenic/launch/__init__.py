@@ -185,6 +185,8 @@ def compare(
         else:
             finished[name] = (recipe, arm)
         gc.collect()
+        # What outlives an arm is loaded libraries: trainers collect often, and need not walk them.
+        gc.freeze()
     if not finished:
         first = next(iter(failed.values()))
         whole.fail(first.found)
