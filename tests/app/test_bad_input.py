@@ -181,3 +181,12 @@ def test_a_checkpoint_that_would_run_code_is_not_run(tmp_path: Path) -> None:
     assert done.exit_code == 4, done.output
     assert "pickle that would run code" in done.stderr
     assert not (tmp_path / "trace").exists()
+
+
+def test_files_that_are_not_there_do_not_fill_the_screen(tmp_path: Path) -> None:
+    manifest = cohort(tmp_path, "{}.png", lambda path, row: None)
+    done = CliRunner().invoke(app, ["check", str(manifest)])
+    assert done.exit_code == 1
+    assert done.output.count("There is no file") == 10
+    assert f"{ROWS - 10} more of 'unreadable'" in done.output
+    assert f"{ROWS} errors" in done.output

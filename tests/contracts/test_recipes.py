@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,6 +16,7 @@ from galenic.core.recipes import Recipe, list_recipes
 from galenic.core.run import Run
 
 RECIPES = {recipe.recipe: recipe for recipe in list_recipes()}
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 FILES = (
     "config.yaml",
     "provenance.json",
@@ -35,6 +37,41 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
     return RECIPES[request.param]
 
 
+def cohort_for(recipe: Recipe, folder: Path) -> Path | str | None:
+    """Something that the recipe works on."""
+    task = registry.load("galenic.tasks", recipe.task)
+    if not task.Config.model_fields["data"].is_required():
+        return None
+    modalities = recipe.about.modalities
+    return tracings(folder) if modalities == ["ecg"] else "sample:icd10"
+
+
+def tracings(folder: Path) -> Path:
+    """Forty tracings of twelve leads, slow hearts and fast ones, and their manifest."""
+    wfdb = pytest.importorskip("wfdb")
+    manifest = folder / "tracings.csv"
+    if manifest.is_file():
+        return manifest
+    rng = np.random.default_rng(0)
+    seconds = np.arange(1000)[:, None] / 100
+    rows = []
+    for number in range(40):
+        rate = 1 + number % 2
+        beats = np.exp(-50 * np.sin(np.pi * rate * seconds) ** 2) * rng.uniform(0.5, 1.5, 12)
+        wfdb.wrsamp(
+            f"r{number:02d}",
+            fs=100,
+            units=["mV"] * 12,
+            sig_name=list(LEADS),
+            p_signal=beats + rng.normal(0, 0.02, beats.shape),
+            fmt=["16"] * 12,
+            write_dir=str(folder),
+        )
+        rows.append({"patient_id": number, "ecg": f"r{number:02d}.hea", "label": rate})
+    pd.DataFrame(rows).to_csv(manifest, index=False)
+    return manifest
+
+
 @pytest.fixture(scope="session")
 def quick_runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One quick run a recipe and seed, made when first asked for."""
@@ -43,7 +80,8 @@ def quick_runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def get(name: str, repeat: int = 0) -> Run:
         if (name, repeat) not in made:
-            made[name, repeat] = launch.run(name, "sample:icd10", out=out, quick=True, seed=3)
+            data = cohort_for(RECIPES[name], out)
+            made[name, repeat] = launch.run(name, data, out=out, quick=True, seed=3)
         return made[name, repeat]
 
     return get
@@ -59,15 +97,17 @@ def test_names_its_paper_and_validates(recipe: Recipe) -> None:
 def test_quick_writes_every_file_of_a_run(recipe: Recipe, quick_runs: Any) -> None:
     run = quick_runs(recipe.recipe)
     assert run.state == "finished"
-    assert [name for name in FILES if not (run.path / name).is_file()] == []
+    files = getattr(registry.load("galenic.tasks", recipe.task), "FILES", FILES)
+    assert [name for name in files if not (run.path / name).is_file()] == []
     main = run.read_json("metrics.json")["main"]
     estimate = run.metrics[main]
     assert estimate.low <= estimate.value <= estimate.high
 
 
 def test_same_seed_gives_the_same_predictions(recipe: Recipe, quick_runs: Any) -> None:
-    first = pd.read_parquet(quick_runs(recipe.recipe).path / "predictions.parquet")
-    again = pd.read_parquet(quick_runs(recipe.recipe, 1).path / "predictions.parquet")
+    name = getattr(registry.load("galenic.tasks", recipe.task), "TABLE", "predictions.parquet")
+    first = pd.read_parquet(quick_runs(recipe.recipe).path / name)
+    again = pd.read_parquet(quick_runs(recipe.recipe, 1).path / name)
     pd.testing.assert_frame_equal(first, again, check_exact=True)
 
 

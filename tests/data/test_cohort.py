@@ -156,6 +156,21 @@ def test_check_reports_every_unreadable_file(tmp_path: Path) -> None:
     assert rows == {0, 1}
 
 
+def test_a_row_that_repeats_in_two_columns_counts_once() -> None:
+    word = "a cough that does not go away"
+    notes = pd.DataFrame({"patient_id": range(3), "note": [word] * 3, "advice": [word + " "] * 3})
+    report = check(Cohort.open(notes))
+    copies = next(f for f in report.findings if f.code == "same-content")
+    assert copies.message.startswith("3 rows")
+
+
+def test_a_column_of_pictures_and_films_is_not_read_as_words(real_data: Path) -> None:
+    with pytest.raises(DataError, match=r"11 \.mpeg, 8 \.mp4"):
+        Cohort.open(real_data / "lung_ultrasound_ccby/manifest.csv")
+    words = Cohort.open(real_data / "lung_ultrasound_ccby/manifest.csv", inputs=["probe"])
+    assert list(words.inputs) == ["table"]
+
+
 def test_real_manifests_open(real_data: Path) -> None:
     ultrasound = Cohort.open(real_data / "busi_256_subset/manifest.csv")
     assert ultrasound.inputs == {"image": "image"}

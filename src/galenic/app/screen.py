@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from galenic.app.keys import Key
     from galenic.core.recipes import Recipe
     from galenic.core.run import Run
+    from galenic.merging.patches import Portability
 
 # Into a pipe or a file there is no width to fit; 80 would cut what a person greps for.
 PIPE_WIDTH = 160
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+# Findings of one kind that are printed, such as files that are not there.
+_ALIKE = 10
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -154,11 +158,18 @@ def findings(source: str, report: Any) -> None:
     out = console()
     for name, value in dict(report.facts).items():
         out.print(Text.assemble((f"{name}: ", "bold"), _short(value)))
+    shown: Counter[str] = Counter()
     for finding in report.findings:
+        shown[finding.code] += 1
+        if shown[finding.code] > _ALIKE:
+            continue
         rows = list(finding.rows or [])
         where = f"  rows {_some(rows)}" if rows else ""
         level = (f"{finding.level:8}", _STYLES.get(finding.level, ""))
         out.print(Text.assemble(level, (f"{finding.code}  ", "bold"), finding.message, where))
+    for code, count in shown.items():
+        if count > _ALIKE:
+            out.print(Text(f"{count - _ALIKE} more of '{code}'; --json has them all."))
     counts = {level: sum(f.level == level for f in report.findings) for level in _STYLES}
     summary = ", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items())
     out.print(Text(f"{source}: {summary}"))
@@ -182,6 +193,41 @@ def merged(document: Mapping[str, Any]) -> None:
     for level in ("warnings", "notes"):
         for line in document[level]:
             out.print(Text(f"{level[:-1]}: {line}", style="yellow" if level == "warnings" else ""))
+
+
+def swept(document: Mapping[str, Any]) -> None:
+    """Print what a merge of runs gave on test rows."""
+    table = _table("task", "metric", "its own network", "merged", "normalised")
+    for name, row in document["test"]["tasks"].items():
+        figures = (number(row[key]) for key in ("own", "value", "normalised"))
+        table.add_row(Text(name, style="bold"), row["metric"], *figures)
+    out = console()
+    out.print(table)
+    mean = document["test"]["mean"]
+    out.print(Text(f"mean of the normalised: {number(mean['value'])} {interval(mean)}"))
+    out.print(Text(f"merged: {', '.join(document['merged'])}"))
+    for key, value in document["chosen"].items():
+        out.print(Text(f"{key}: {value:g}"))
+
+
+def ported(known: Portability) -> None:
+    """Print what is known of a port: the matrices that moved most, and what needs a look."""
+    out = console()
+    table = _table("tensor", "drift", "size of the patch", "cosine", "share")
+    for row in sorted(known.tensors, key=lambda row: -row.drift)[:8]:
+        table.add_row(
+            row.name, number(row.drift), number(row.size), number(row.cosine), share(row.share)
+        )
+    if known.tensors:
+        out.print(table)
+        out.print(Text(f"drift of all {len(known.tensors)} matrices: {number(known.drift)}"))
+    out.print(Text(f"tensors with a difference: {known.added}"))
+    for name in known.copied:
+        out.print(Text(f"copied: {name}"))
+    for name, why in known.left_out.items():
+        out.print(Text(f"left out: {name} ({why})", style="yellow"))
+    for line in known.warnings:
+        out.print(Text(f"warning: {line}", style="yellow"))
 
 
 def diagnosis(found: Mapping[str, Any]) -> None:

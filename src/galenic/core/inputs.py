@@ -9,7 +9,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 Modality = Literal["image", "volume", "ecg", "audio", "text", "table"]
+
+
+@dataclass(frozen=True)
+class EcgSpec:
+    """What is done to a tracing before a network reads it.
+
+    Attributes:
+        leads: The leads, by name, in the order of the network; () for those of the file.
+        preset: Preparation of the network's authors, a name of :mod:`galenic.data.ecg`; None for
+            none.
+        faults: A lead that is missing, flat or clipped: `refuse` the record, or `mask` the lead
+            with zeros.
+        mains_hz: Frequency of the power line, for the preset's notch.
+    """
+
+    leads: tuple[str, ...] = ()
+    preset: str | None = None
+    faults: Literal["refuse", "mask"] = "refuse"
+    mains_hz: float = 50.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,7 @@ class InputSpec:
         std: Per channel standard deviation, as `mean`.
         rate_hz: Sampling rate of signals.
         max_length: Longest token sequence.
+        ecg: Of tracings; None where they are taken as the file has them.
     """
 
     key: str
@@ -37,3 +58,4 @@ class InputSpec:
     std: tuple[float, ...] | None = None
     rate_hz: float | None = None
     max_length: int | None = None
+    ecg: EcgSpec | None = None

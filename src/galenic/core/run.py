@@ -7,14 +7,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from galenic.core.config import dump_yaml, load_yaml
-from galenic.core.errors import RunError
+from galenic.core.errors import GalenicError, RunError
+from galenic.core.figure import Figure
 from galenic.core.files import append_line, atomic_json, atomic_write, fcntl, read_lines, sweep
 from galenic.core.provenance import anonymous, git_commit, system, versions
 
@@ -24,25 +24,6 @@ if TYPE_CHECKING:
 _WAIT_SECONDS = 600.0
 # Tasks that are commands of their own; all others are carried out by `galenic run`.
 OWN_VERBS = ("curve", "sites")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A metric with its interval, as `metrics.json` holds it.
-
-    Attributes:
-        value: Point estimate.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        level: Coverage of the interval.
-        n: Samples behind it.
-    """
-
-    value: float
-    low: float
-    high: float
-    level: float = 0.95
-    n: int = 0
 
 
 class Run:
@@ -179,19 +160,32 @@ class Run:
         self.resumed = True
         self._status("running")
 
-    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Say that the run is finished; `summary` goes into `status.json`."""
+    def finish(self) -> None:
+        """Say that the run is finished."""
         if not self.main:
             self._await_end()
             return
         self._await_others()
-        self._status("finished", **(summary or {}))
+        self._status("finished")
         self._release()
 
     def fail(self, message: str) -> None:
         """Say that the run failed, and why; `message` must hold no patient identifier."""
         self._status("failed", message=message)
         self._release()
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Finish at the end; where it ends in a fault, say so, and why."""
+        try:
+            yield
+        except GalenicError as error:
+            self.fail(error.found)
+            raise
+        except KeyboardInterrupt:
+            self.fail("interrupted")
+            raise
+        self.finish()
 
     @property
     def state(self) -> str:
@@ -214,7 +208,8 @@ class Run:
     def metrics(self) -> dict[str, Figure]:
         """The metrics on the test part, by name."""
         return {
-            name: _figure(values) for name, values in self.read_json("metrics.json")["test"].items()
+            name: Figure.of(values)
+            for name, values in self.read_json("metrics.json")["test"].items()
         }
 
     def update_provenance(self, **parts: Mapping[str, Any]) -> None:
@@ -334,15 +329,6 @@ class Run:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _figure(values: Mapping[str, Any]) -> Figure:
-    def number(key: str) -> float:
-        value = values.get(key)
-        return float("nan") if value is None else float(value)
-
-    level, n = values.get("level"), values.get("n")
-    return Figure(number("value"), number("low"), number("high"), level or 0.95, int(n or 0))
 
 
 def _next_folder(root: Path, name: str) -> Path:

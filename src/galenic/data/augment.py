@@ -20,6 +20,16 @@ class AugmentConfig(Config):
     intensity: float = Field(0.1, ge=0, description="Largest change of gain and offset.")
     noise: float = Field(0.0, ge=0, description="Standard deviation of added noise.")
     channel_drop: float = Field(0.0, ge=0, lt=1, description="Chance that a channel is zeroed.")
+    one_channel: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Chance that one channel, drawn, stands alone: the others are zeroed, and a "
+        "network of one lead is fed that lead of the record instead of its own.",
+    )
+    rotate_limb: float = Field(
+        0.0, ge=0, le=180, description="Largest turn of the heart's axis, in degrees (ECG)."
+    )
 
 
 Draw = dict[str, Any]
@@ -27,7 +37,7 @@ Draw = dict[str, Any]
 
 def draw(config: AugmentConfig, rng: np.random.Generator, shape: tuple[int, ...]) -> Draw:
     """All random numbers for one input [C, ...]."""
-    return {
+    drawn = {
         "flip": config.flip and bool(rng.random() < 0.5),
         "shift": [round(rng.uniform(-config.shift, config.shift) * side) for side in shape[-2:]],
         "gain": float(1 + rng.uniform(-config.intensity, config.intensity)),
@@ -35,6 +45,12 @@ def draw(config: AugmentConfig, rng: np.random.Generator, shape: tuple[int, ...]
         "noise": (config.noise, int(rng.integers(2**31))),
         "dropped": np.flatnonzero(rng.random(shape[0]) < config.channel_drop).tolist(),
     }
+    # Drawn last, and only where asked for: what older settings draw stays the same.
+    if config.one_channel and rng.random() < config.one_channel:
+        kept = int(rng.integers(shape[0]))
+        drawn["dropped"] = [place for place in range(shape[0]) if place != kept]
+    most = config.rotate_limb
+    return drawn | {"rotation": float(rng.uniform(-most, most)) if most else 0.0}
 
 
 def apply(values: Array, draw: Draw) -> Array:

@@ -79,6 +79,10 @@ def check(
     findings += _unreadable(seen)
     findings += _copies(cohort, seen, part)
     findings += _spacing(seen)
+    findings += [
+        Finding("warning", "tracing", f"{text} ({len(rows)} row(s))", _rows(rows))
+        for text, rows in seen.odd.items()
+    ]
     if len(seen.shapes) > 1:
         common = max(seen.shapes, key=lambda shape: seen.shapes[shape])
         text = f"{len(seen.shapes)} different sizes; the commonest is {_by(common)}."
@@ -156,22 +160,24 @@ def _unreadable(seen: Seen) -> list[Finding]:
 
 def _copies(cohort: Cohort, seen: Seen, part: Array) -> list[Finding]:
     """Same content across parts or patients, and pictures that look alike across parts."""
-    crossing, repeated = [], []
+    # Sets: a row of several inputs may repeat in each of them.
+    crossing: set[int] = set()
+    repeated: set[int] = set()
     for rows in seen.content.values():
         if len(rows) < 2:
             continue
         parts = set(part[rows].tolist()) - {-1}
         if len(parts) > 1:
-            crossing += rows
+            crossing.update(rows)
         elif len(set(cohort.patient_ids[rows].tolist())) > 1:
-            repeated += rows
+            repeated.update(rows)
     found = []
     if crossing:
         text = f"{len(crossing)} rows have the same content on two sides of the split."
-        found.append(Finding("error", "content-leak", text, _rows(crossing)))
+        found.append(Finding("error", "content-leak", text, _rows(sorted(crossing))))
     if repeated:
         text = f"{len(repeated)} rows repeat the content of another patient's row."
-        found.append(Finding("warning", "same-content", text, _rows(repeated)))
+        found.append(Finding("warning", "same-content", text, _rows(sorted(repeated))))
     known = set(crossing) | set(repeated)
     pairs = [
         (seen.look[a][0], seen.look[b][0])

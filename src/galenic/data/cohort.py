@@ -310,6 +310,8 @@ def _inputs(
         raise DataError(f"Column '{overlap.pop()}' is both input and label.", where=name)
     kinds = {column: manifest.detect(table[column], root) for column in candidates}
     files = {c: k for c, k in kinds.items() if k not in (None, "table")}
+    for column in (c for c, kind in kinds.items() if kind in ("text", "table")):
+        manifest.require_one_kind(table[column], root)
     if asked:
         features = [c for c in candidates if c not in files]
         found = dict(files) | ({"table": "table"} if features else {})

@@ -154,6 +154,29 @@ def present(values: pd.Series, root: Path) -> bool:
     return any(is_here(root / cell) for cell in cells)
 
 
+def require_one_kind(values: pd.Series, root: Path) -> None:
+    """Check that a column which is read as words or numbers does not name files.
+
+    Args:
+        values: The column.
+        root: What paths are relative to.
+
+    Raises:
+        DataError: With the kinds of file that it names.
+    """
+    cells = values.dropna().astype(str)
+    first = [cell for cell in cells.head(LOOKED_INTO) if len(cell) < LONGEST_CELL]
+    if not any((root / cell).is_file() and Path(cell).suffix for cell in first):
+        return
+    counts = cells.map(lambda cell: Path(cell).suffix.lower()).value_counts()
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.items())
+    raise DataError(
+        f"Column '{values.name}' names files that no one reader takes: {kinds}.",
+        expected="files of one modality",
+        next_step="Keep the rows of one kind, or name other inputs with --inputs.",
+    )
+
+
 def _modalities(cells: pd.Series, root: Path) -> Iterator[str | None]:
     """What the first files say that are there; most columns are decided by one."""
     for cell in cells.head(LOOKED_INTO):

@@ -9,7 +9,8 @@ from galenic.core.errors import GalenicError
 from galenic.core.progress import track
 from galenic.data.cohort import Cohort
 from galenic.data.duplicates import content_hash, difference_hash
-from galenic.data.values import Image, Volume
+from galenic.data.leads import oddities
+from galenic.data.values import Image, Signal, Volume
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Seen:
         look: Row and perceptual hash of each picture.
         spacing: Row and distances in mm.
         shapes: How often each size occurs.
+        odd: Rows by what is worth a look in their tracings.
     """
 
     broken: list[tuple[int, str]] = field(default_factory=list)
@@ -29,6 +31,7 @@ class Seen:
     look: list[tuple[int, int]] = field(default_factory=list)
     spacing: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
     shapes: dict[tuple[int, ...], int] = field(default_factory=lambda: defaultdict(int))
+    odd: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
 
 def everything(cohort: Cohort) -> Seen:
@@ -45,7 +48,10 @@ def everything(cohort: Cohort) -> Seen:
         except GalenicError as error:
             seen.broken.append((row, error.found))
             continue
-        for value in values.values():
+        for column, value in values.items():
+            if cohort.inputs[column] == "ecg" and isinstance(value, Signal):
+                for text in oddities(value):
+                    seen.odd[text].append(row)
             seen.content[content_hash(value)].append(row)
             if isinstance(value, Image | Volume):
                 seen.look.append((row, difference_hash(value)))

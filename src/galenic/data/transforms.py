@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from galenic.core.errors import DataError
 from galenic.core.fingerprint import fingerprint_bytes
 from galenic.core.inputs import InputSpec
 from galenic.data import augment as augmentation
+from galenic.data import ecg, leads
 from galenic.data.augment import AugmentConfig
 from galenic.data.spectrogram import log_mel, log_spectrogram, resample
 from galenic.data.values import Image, Signal, Value, Volume
@@ -48,7 +49,16 @@ class Transform:
         """All random numbers for one sample; None where nothing varies."""
         if self.augment is None:
             return None
-        return augmentation.draw(self.augment, rng, self._plain(value).shape[-3:])
+        if self.spec.form == "signal" and self.spec.size is not None:
+            shape: tuple[int, ...] = (self.spec.channels, *self.spec.size)
+        else:
+            shape = self._plain(value).shape[-3:]
+        drawn = augmentation.draw(self.augment, rng, shape)
+        if self.spec.ecg is not None and self.spec.channels == 1 and isinstance(value, Signal):
+            # One lead has none to be zeroed beside it: it is another one that is fed.
+            other = rng.random() < self.augment.one_channel
+            drawn["lead"] = leads.draw(value, rng) if other else None
+        return drawn
 
     def apply(self, value: Value, params: dict[str, Any] | None = None) -> Array:
         """float32 input of the network, without a batch axis; `value` is left as it is.
@@ -56,6 +66,10 @@ class Transform:
         Raises:
             DataError: If the channels do not fit.
         """
+        if params is not None and params["rotation"]:
+            value = self._rotated(value, params["rotation"])
+        if params is not None and params.get("lead") is not None:
+            value = self._lead(value, params["lead"])
         array = self._plain(value)
         if params is not None:
             array = augmentation.apply(array, params)
@@ -87,8 +101,26 @@ class Transform:
             next_step="Choose a backbone for this modality.",
         )
 
+    def _rotated(self, value: Value, degrees: float) -> Value:
+        if self.modality != "ecg" or not isinstance(value, Signal):
+            raise DataError(
+                f"The heart's axis of a {self.modality} cannot be turned.",
+                expected="a tracing with its limb leads",
+                next_step="input.augment.rotate_limb=0",
+            )
+        return leads.rotate_limb(value, degrees)
+
+    def _lead(self, value: Value, place: int) -> Value:
+        """One lead of a tracing, under the name of the one that the network reads."""
+        assert isinstance(value, Signal) and self.spec.ecg is not None
+        return replace(value, samples=value.samples[[place]], channels=self.spec.ecg.leads)
+
     def _signal(self, value: Signal) -> Array:
         spec = self.spec
+        if spec.ecg is not None and spec.ecg.preset is not None:
+            return ecg.prepare(value, spec)
+        if spec.ecg is not None:
+            value = replace(value, samples=leads.choose(value, spec.ecg)[0])
         if spec.form == "image":
             picture = log_spectrogram(value.samples, value.rate_hz, self.modality)
             return resize(fit_channels(picture, spec.channels), spec.size)

@@ -31,7 +31,7 @@ NAMES = {
     "multilabel": ("auroc", "auprc", "macro_f1", "brier"),
     "continuous": ("r2", "mae", "rmse", "concordance"),
 }
-SMALLER_IS_BETTER = {"brier", "ece", "mae", "rmse"}
+SMALLER_IS_BETTER = {"brier", "ece", "mae", "rmse", "control_cost"}
 
 
 def greater_is_better(name: str) -> bool:
@@ -82,6 +82,26 @@ def evaluate(
 def point(kind: str, name: str, y: Array, scores: Array) -> float:
     """One metric, without an interval."""
     return evaluate(kind, y, scores, resamples=0, names=[name])[name].value
+
+
+def redrawn(
+    kind: str,
+    name: str,
+    y: Array,
+    scores: Array,
+    groups: Array | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, Array]:
+    """One metric, and its values [resamples] on resampled patients: for figures made of several.
+
+    The same patients and seed give the same draws, whatever the scores.
+    """
+    y, scores, groups = _checked(kind, y, scores, groups)
+    metric = _together(kind, y, scores, _names(kind, [name]))
+    drawn = resampled(metric, groups, resamples, seed).reshape(-1)
+    return float(metric(np.ones((1, len(y))))[0, 0]), drawn
 
 
 def paired_difference(

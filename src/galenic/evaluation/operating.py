@@ -11,7 +11,7 @@ from galenic.evaluation import weighted
 from galenic.evaluation.bootstrap import estimate, resampled
 
 Array = np.ndarray[Any, np.dtype[Any]]
-RATES = ("sensitivity", "specificity", "ppv", "npv")
+RATES = ("sensitivity", "specificity", "ppv", "npv", "f1")
 
 
 def threshold_at(
@@ -47,11 +47,29 @@ def threshold_at(
     return float(np.nextafter(spared[need - 1], np.inf))
 
 
+def youden(y: Array, scores: Array) -> tuple[float, float]:
+    """The threshold of the largest sensitivity + specificity - 1 (Youden, 1950), and that sum.
+
+    Of several the highest threshold; NaN twice where a class is not there.
+    """
+    order = np.argsort(-scores, kind="stable")
+    positive = y[order] == 1
+    last = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
+    found, wrong = np.cumsum(positive)[last], np.cumsum(~positive)[last]
+    if not len(last) or not found[-1] or not wrong[-1]:
+        return float("nan"), float("nan")
+    gain = found / found[-1] - wrong / wrong[-1]
+    best = int(gain.argmax())
+    return float(scores[order][last[best]]), float(gain[best])
+
+
 def rates(y: Array, scores: Array, threshold: float, weights: Array) -> Array:
-    """Sensitivity, specificity, PPV and NPV [R, 4] under weights [R, n]."""
+    """Sensitivity, specificity, PPV, NPV and F1 [R, 5] under weights [R, n]."""
     table = weighted.confusion(y.astype(int), (scores >= threshold).astype(int), 2, weights)
     tn, fp, fn, tp = (table[:, i, j] for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)))
-    pairs = ((tp, tp + fn), (tn, tn + fp), (tp, tp + fp), (tn, tn + fn))
+    pairs = (
+        (tp, tp + fn), (tn, tn + fp), (tp, tp + fp), (tn, tn + fn), (2 * tp, 2 * tp + fp + fn),
+    )  # fmt: skip
     columns = [np.where(b > 0, a / np.where(b > 0, b, 1), np.nan) for a, b in pairs]
     return np.stack(columns, axis=1)
 
@@ -67,7 +85,9 @@ def operating_points(
     level: float,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """One entry a wish: threshold from validation, rates with intervals on test.
+    """One entry a wish, and one for Youden's threshold.
+
+    Each has its threshold from validation, and its rates with intervals on test.
 
     Args:
         validation: Labels and scores.
@@ -81,10 +101,12 @@ def operating_points(
     """
     wishes: list[dict[str, Any]] = [{"sensitivity": wish} for wish in sensitivity]
     wishes += [{"specificity": wish} for wish in specificity]
+    points = [(wish, threshold_at(*validation, **wish)) for wish in wishes]
+    balanced, gain = youden(*validation)
+    points.append(({"youden": gain}, balanced))
     y, scores = test
     found = []
-    for wish in wishes:
-        threshold = threshold_at(*validation, **wish)
+    for wish, threshold in points:
         entry: dict[str, Any] = {"wished": wish, "threshold": threshold}
         if np.isnan(threshold):
             entry["note"] = "validation has no patient of the class that the wish is about"

@@ -12,6 +12,7 @@ from scipy.special import expit, softmax
 
 from galenic.core.config import Config
 from galenic.evaluation.calibration import calibrate
+from galenic.evaluation.labels import by_label
 from galenic.evaluation.metrics import MAIN, evaluate
 from galenic.evaluation.operating import operating_points
 from galenic.evaluation.subgroups import subgroups
@@ -119,6 +120,14 @@ def score(
             groups["test"],
             sensitivity=config.sensitivity,
             specificity=config.specificity,
+            **options,
+        )
+    if kind == "multilabel":
+        documents["labels.json"] = by_label(
+            classes,
+            (targets["val"], scores["val"]),
+            (targets["test"], scores["test"]),
+            groups["test"],
             **options,
         )
     if config.subgroups:

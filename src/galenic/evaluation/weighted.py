@@ -168,8 +168,9 @@ def over_labels(
     parts = []
     for label in range(y.shape[1]):
         known = ~np.isnan(y[:, label])
-        parts.append(one(y[known, label], scores[known, label], weights[:, known]))
-    return _mean(np.stack(parts, axis=1))
+        if known.any():
+            parts.append(one(y[known, label], scores[known, label], weights[:, known]))
+    return _mean(np.stack(parts, axis=1)) if parts else np.full(len(weights), np.nan)
 
 
 def _mean(values: Array) -> Array:

@@ -77,20 +77,20 @@ def run(
     given: dict[str, Any] = dict(values)
     if data is not None:
         given["data"] = str(data)
-    if columns:
-        given["columns"] = {k: v for k, v in columns.items() if v is not None}
+    if named := {k: v for k, v in (columns or {}).items() if v is not None}:
+        given["columns"] = named
     if seed is not None:
         given["seed"] = seed
     if quick:
         given["quick"] = True
-    if cache:
+    task = registry.load(TASKS, opened.task)
+    if cache and "cache" in task.Config.model_fields:
         given["cache"] = str(Path(out) / ".cache" if cache is True else cache)
     config = apply_overrides(merge(opened.config, given), overrides)
     if "data" not in config:
         raise ConfigError(
             "No data was named.", next_step="--data cohort.csv, or --data sample:icd10 to try"
         )
-    task = registry.load(TASKS, opened.task)
     parsed = parse(task.Config, config, where=f"recipe {opened.recipe}")
     made = Run.create(Path(out), opened.recipe, path=path)
     made.start(
@@ -111,15 +111,8 @@ def _resume(path: Path) -> Run:
 
 
 def _carry_out(task: Any, config: Any, made: Run) -> Run:
-    try:
+    with made.working():
         task.run(config, made)
-    except GalenicError as error:
-        made.fail(error.found)
-        raise
-    except KeyboardInterrupt:
-        made.fail("interrupted")
-        raise
-    made.finish()
     return made
 
 

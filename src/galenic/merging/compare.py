@@ -199,9 +199,9 @@ def check_folders(base: Path, parents: Mapping[str, Path], recipe: Recipe) -> li
         WeightsError: Naming the model, if the recipe refuses it.
     """
     notes = []
-    mine, adapter = _vocabulary(base), _adapter(base)
+    mine, adapter = vocabulary(base), _adapter(base)
     for key, folder in parents.items():
-        theirs = _vocabulary(folder)
+        theirs = vocabulary(folder)
         if mine is not None and theirs is not None and mine != theirs:
             if recipe.tokenizers == "error":
                 raise WeightsError(
@@ -238,7 +238,7 @@ def _adapter(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _vocabulary(folder: Path) -> str | None:
+def vocabulary(folder: Path) -> str | None:
     """A digest of which token has which number; None without a tokenizer."""
     for name in _TOKENIZERS:
         path = folder / name

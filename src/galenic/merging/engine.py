@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +11,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from galenic.core.errors import ConfigError, RunError, WeightsError
-from galenic.core.files import MANIFEST, atomic_folder, atomic_json, sha256_file
+from galenic.core.errors import ConfigError, WeightsError
+from galenic.core.files import atomic_json
 from galenic.merging import methods, writing
 from galenic.merging.checkpoints import Checkpoint
-from galenic.merging.compare import Alignment, align, check_folders, excluded
+from galenic.merging.compare import Alignment, align, check_folders
+from galenic.merging.folders import locate, new_checkpoint, one_thread, require_apart
 from galenic.merging.jobs import Job
 from galenic.merging.methods import MergerConfig, Resolved
 from galenic.merging.recipe import Recipe, check_values, read
 from galenic.merging.report import Report, measure
 from galenic.merging.settings import Depths, at
-from galenic.merging.sources import Source, State, Weights, size_of, spans
-from galenic.merging.writing import Slot
+from galenic.merging.sources import Source, State, Weights, close, size_of, spans
+from galenic.merging.writing import Slot, narrowed
 
 REPORT, RECIPE, HEADS = "merge_report.json", "merge_recipe.json", "heads"
-# What makes weights a network that opens; other files of the folder may be anybody's.
-_COPIED = (
-    "config.json", "*_config.json", "tokenizer.json", "tokenizer.model", "spiece.model",
-    "sentencepiece*.model", "vocab.*", "merges.txt", "added_tokens.json", "special_tokens_map.json",
-    "chat_template.*", "configuration_*.py", "modeling_*.py", "tokenization_*.py",
-    "processing_*.py", "image_processing_*.py",
-)  # fmt: skip
 # Progress: (tensors done, tensors in all, name of the one that is done).
 Progress = Callable[[int, int, str], None]
 
@@ -72,18 +63,17 @@ def merge(
     places = [locate(model.model, beside) for model in recipe.models]
     first = locate(recipe.base_model, beside) if recipe.base_model else places[0]
     out = Path(out)
-    _apart(out, [first, *places])
+    require_apart(out, [first, *places])
     # A checkpoint that stands in the recipe twice is opened, and checked, once.
     opened = {p: Checkpoint.open(p, verify=recipe.verify) for p in dict.fromkeys([first, *places])}
     base = opened[first]
     parents = {key: opened[place] for key, place in zip(keys, places, strict=True)}
     folders = {key: checkpoint.folder for key, checkpoint in parents.items()}
     notes = [*recipe.notes, *check_folders(base.folder, folders, recipe)]
-    with _one_thread(), _full_disk(), atomic_folder(out, digests=False) as aside:
+    with new_checkpoint(out, base.folder, recipe.dtype) as (aside, made):
         work = _Merge(recipe, base, parents)
         work.report.notes[:0] = notes
-        _copy_files(base.folder, aside, recipe.dtype)
-        made = writing.write(
+        made |= writing.write(
             aside,
             work.slots(),
             lambda slot: work.stream(slot, progress),
@@ -101,7 +91,6 @@ def merge(
         }
         atomic_json(aside / REPORT, document)
         atomic_json(aside / RECIPE, recipe.model_dump(mode="json", exclude={"notes"}))
-        _manifest(aside, made)
     return document
 
 
@@ -144,7 +133,7 @@ def merge_states(
     parents = {name: State(state, name) for name, state in models.items()}
     root = State(base, "base") if base else next(iter(parents.values()))
     found = {}
-    with _one_thread():
+    with one_thread():
         work = _Merge(recipe, root, parents)
         for slot in work.slots():
             pieces = list(work.stream(slot, None))
@@ -183,15 +172,12 @@ class _Merge:
             source = self.base.source(slot.name)
             for start, stop in spans(size_of(source)):
                 yield source.flat(start, stop).to(slot.dtype)
-            _close([source])
+            close(source)
         else:
             for piece in self._combine(job):
-                made = piece.to(slot.dtype, copy=True)
-                if slot.dtype == torch.float16 and bool(made.isinf().any()):
-                    _overflow(slot.name)
-                yield made
+                yield narrowed(piece, slot)
             self.report.add(job, measure(job))
-            _close([job.base, *job.parents])
+            close(job.base, *job.parents)
         self._done += 1
         if progress is not None:
             progress(self._done, len(self.base.names()), slot.name)
@@ -244,41 +230,8 @@ class _Merge:
             )
 
 
-@contextmanager
-def _full_disk() -> Iterator[None]:
-    """A merge cannot be resumed: it is begun again."""
-    try:
-        yield
-    except RunError as error:
-        step = "Free some space, or choose another folder, and merge again."
-        raise RunError(
-            error.found, where=error.where, expected=error.expected, next_step=step
-        ) from None
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """No team of threads for a piece: it is too small, and on a busy machine they wait in turn.
-
-    Writing and hashing have a thread of their own, and so has the ranking of each task vector.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _whole(source: Source) -> Tensor:
     return source.flat(0, size_of(source)).clone().reshape(source.shape)
-
-
-def _close(sources: Iterable[Source]) -> None:
-    for source in sources:
-        close = getattr(source, "close", None)
-        if close is not None:
-            close()
 
 
 def _not_finite(job: Job) -> None:
@@ -294,71 +247,3 @@ def _not_finite(job: Job) -> None:
         f"The merged tensor '{job.name}' is not finite, though its parents are.",
         next_step="Use smaller weights.",
     )
-
-
-def _overflow(name: str) -> None:
-    raise WeightsError(
-        f"The merged tensor '{name}' is beyond what float16 holds.",
-        next_step="dtype: bfloat16, or smaller weights.",
-    )
-
-
-def _apart(out: Path, places: Sequence[Path]) -> None:
-    target = out.resolve()
-    for place in places:
-        source = place.resolve()
-        if target == source or target in source.parents:
-            raise ConfigError(
-                f"'{out}' is, or holds, a model that is merged.", expected="a folder of its own"
-            )
-
-
-def locate(name: str, beside: Path) -> Path:
-    """The checkpoint that a recipe names: a path from here or from the recipe, or an id in the cache.
-
-    Raises:
-        WeightsError: If there is none.
-    """
-    for place in (Path(name).expanduser(), beside / name):
-        if place.exists():
-            return place
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        try:
-            return Path(snapshot_download(name, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError, OSError):
-            pass
-    raise WeightsError(
-        f"There is no checkpoint '{name}'.",
-        expected="a folder, a .safetensors file, or an id in the local cache",
-        next_step="Paths are taken from here, or from the folder of the recipe.",
-    )
-
-
-def _copy_files(source: Path, target: Path, dtype: str | None) -> None:
-    """Config, tokenizer, processor and the code that a config may name."""
-    for path in sorted(source.iterdir()):
-        if excluded(path.name, _COPIED) and path.is_file():
-            shutil.copyfile(path, target / path.name)
-    config = target / "config.json"
-    if dtype is None or not config.is_file():
-        return
-    values = json.loads(config.read_text(encoding="utf-8"))
-    for key in ("dtype", "torch_dtype"):
-        if key in values:
-            values[key] = dtype
-    atomic_json(config, values)
-
-
-def _manifest(folder: Path, made: Mapping[str, Mapping[str, str | int]]) -> None:
-    """Digests of all files; those of the shards were taken as they were written."""
-    entries: dict[str, Mapping[str, str | int]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
-        entries[name] = made.get(name) or {
-            "sha256": sha256_file(path),
-            "bytes": path.stat().st_size,
-        }
-    atomic_json(folder / MANIFEST, {"files": entries})

@@ -84,6 +84,14 @@ class State:
         return Held(self.tensors[name])
 
 
+def close(*sources: Source) -> None:
+    """Let go of what was read; tensors in memory stay."""
+    for source in sources:
+        give_back = getattr(source, "close", None)
+        if give_back is not None:
+            give_back()
+
+
 def size_of(source: Source) -> int:
     """Number of entries; 1 for a scalar."""
     return math.prod(source.shape)

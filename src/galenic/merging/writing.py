@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from galenic.core.errors import WeightsError
 from galenic.core.files import atomic_json
 from galenic.merging.checkpoints import CODES, INDEX
 
@@ -112,6 +113,21 @@ def write(
         total = sum(slot.bytes for slot in slots)
         index = {"metadata": {"total_size": total}, "weight_map": where}
         atomic_json(folder / f"{stem}.safetensors{INDEX}", index)
+    return made
+
+
+def narrowed(piece: Tensor, slot: Slot) -> Tensor:
+    """A copy of `piece` in the type of `slot`.
+
+    Raises:
+        WeightsError: If float16 does not hold it.
+    """
+    made = piece.to(slot.dtype, copy=True)
+    if slot.dtype == torch.float16 and bool(made.isinf().any()):
+        raise WeightsError(
+            f"The merged tensor '{slot.name}' is beyond what float16 holds.",
+            next_step="dtype: bfloat16, or smaller weights.",
+        )
     return made
 
 

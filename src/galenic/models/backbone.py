@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from galenic.core import registry
 from galenic.core.errors import BackboneError, nearest
 from galenic.core.fingerprint import fingerprint_module
-from galenic.core.inputs import InputSpec
+from galenic.core.inputs import EcgSpec, InputSpec
 from galenic.models.adapt import inflate_channels
+from galenic.models.heads import TrainedHead
 from galenic.models.prefix import unwrapped
+from galenic.models.trained import load_into, resolved
 
 Pool = Literal["auto", "cls", "mean", "max"]
 BUILTIN = "galenic.models.builtin"
-FORMS = "builtin:NAME, a Hugging Face id, a local folder, monai:CLASS?key=value, or timm:NAME"
+FORMS = (
+    "builtin:NAME?key=value, a Hugging Face id, a local folder, a run folder, a checkpoint file, "
+    "monai:CLASS?key=value, or timm:NAME"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Opened:
         tokenizer: Of a text network.
         pool: How its authors pool.
         prefix_tokens: Tokens before the grid (class, register, distillation tokens).
+        head: The head that it was trained with, where that is known.
     """
 
     network: nn.Module
@@ -51,6 +59,7 @@ class Opened:
     tokenizer: Any = None
     pool: Pool = "mean"
     prefix_tokens: int = 0
+    head: TrainedHead | None = None
 
 
 class Backbone(nn.Module):
@@ -65,6 +74,7 @@ class Backbone(nn.Module):
         stride: Input pixels a token, where there is a grid.
         prefix_tokens: Tokens before the grid.
         tokenizer: Of a text network, else None.
+        head: The head that the network was trained with, where that is known.
         fingerprint: Content hash of the weights, as opened.
     """
 
@@ -74,6 +84,7 @@ class Backbone(nn.Module):
         self.spec = spec
         self.inputs = opened.inputs
         self.tokenizer = opened.tokenizer
+        self.head = opened.head
         self.prefix_tokens = opened.prefix_tokens
         self.pool: Pool = opened.pool if pool == "auto" else pool
         self._interpolates = _takes(opened.network, "interpolate_pos_encoding")
@@ -176,17 +187,20 @@ def open_backbone(
     channels: int | None = None,
     size: int | tuple[int, ...] | None = None,
     max_length: int | None = None,
+    ecg: EcgSpec | None = None,
     pool: Pool = "auto",
 ) -> Backbone:
     """Open a pretrained network.
 
     Args:
-        spec: `builtin:NAME`, a Hugging Face id or local folder, `monai:CLASS?key=value`, or
+        spec: `builtin:NAME`, a Hugging Face id or local folder, the folder of a galenic run that
+            trained a whole network, a checkpoint file of ECGFounder, `monai:CLASS?key=value`, or
             `timm:NAME`. A trailing `#random` gives the same network with random weights.
         modality: What it will read; decides the front end of a signal or a volume.
         channels: Input channels; None keeps the network's own.
-        size: Input size, (H, W) or one number for both; None keeps the network's own.
+        size: Input size, (H, W), (T,) or one number for all; None keeps the network's own.
         max_length: Longest text in tokens; None keeps the network's own.
+        ecg: What is asked of tracings; the network's own preset stays.
         pool: How tokens become one feature; `auto` as its authors do.
 
     Raises:
@@ -196,19 +210,19 @@ def open_backbone(
     name, _, variant = spec.partition("#")
     if variant not in ("", "random"):
         raise BackboneError(f"'#{variant}' is no variant of '{name}'.", expected="#random")
-    opened = _open(name, variant == "random", channels)
-    inputs = opened.inputs
-    _check_modality(spec, inputs, modality)
-    if channels is not None and inputs.form != "table" and channels != inputs.channels:
-        inflate_channels(opened.network, channels)
-        inputs = replace(
-            inputs,
-            channels=channels,
-            mean=_spread(inputs.mean, channels),
-            std=_spread(inputs.std, channels),
-        )
+    if ecg is not None and ecg.leads:
+        channels = len(ecg.leads)
+    base, files = resolved(name)
+    base, _, random = base.partition("#")
+    opened = _open(base, bool(variant or random), channels)
+    _check_modality(spec, opened.inputs, modality)
+    inputs = _widened(spec, opened, channels, ecg)
+    if files and not variant:
+        opened = replace(opened, head=None)
+        for file in files:
+            load_into(opened.network, file)
     if size is not None:
-        sides = (size, size) if isinstance(size, int) else tuple(size)
+        sides = (size,) * len(inputs.size or (0, 0)) if isinstance(size, int) else tuple(size)
         inputs = replace(inputs, size=sides)
     if max_length is not None:
         window = inputs.max_length or max_length
@@ -224,14 +238,7 @@ def open_backbone(
 def _open(name: str, random: bool, channels: int | None) -> Opened:
     kind, colon, rest = name.partition(":")
     if colon and kind == "builtin":
-        known = [module.replace("_", "-") for module in registry.modules(BUILTIN)]
-        if rest not in known:
-            raise BackboneError(
-                f"There is no builtin backbone '{rest}'. {nearest(rest, known)}".strip(),
-                expected=", ".join(f"builtin:{module}" for module in known),
-            )
-        module = registry.load(BUILTIN, rest)
-        return module.build(random=random, channels=channels)
+        return _builtin(rest, random, channels)
     if colon and kind == "monai":
         from galenic.models.foreign import open_monai
 
@@ -240,11 +247,56 @@ def _open(name: str, random: bool, channels: int | None) -> Opened:
         from galenic.models.foreign import open_timm
 
         return open_timm(rest, random)
+    if Path(name).is_file():
+        from galenic.models.ecg.published import open_published
+
+        return open_published(Path(name), random)
     if colon:
         raise BackboneError(f"'{name}' is no backbone.", expected=FORMS)
     from galenic.models.huggingface import open_huggingface
 
     return open_huggingface(name, random)
+
+
+def _builtin(text: str, random: bool, channels: int | None) -> Opened:
+    name, _, query = text.partition("?")
+    known = [module.replace("_", "-") for module in registry.modules(BUILTIN)]
+    if name not in known:
+        raise BackboneError(
+            f"There is no builtin backbone '{name}'. {nearest(name, known)}".strip(),
+            expected=", ".join(f"builtin:{module}" for module in known),
+        )
+    build = registry.load(BUILTIN, name).build
+    options = sorted(set(inspect.signature(build).parameters) - {"random", "channels"})
+    arguments = arguments_of(query)
+    for key in arguments:
+        if key not in options:
+            raise BackboneError(
+                f"'builtin:{name}' has no option '{key}'. {nearest(key, options)}".strip(),
+                expected=", ".join(options) or "no option",
+            )
+    try:
+        opened: Opened = build(random=random, channels=channels, **arguments)
+    except (TypeError, ValueError) as error:
+        if not arguments:
+            raise
+        raise BackboneError(f"'builtin:{name}' refused its options: {error}.") from None
+    return opened
+
+
+def arguments_of(query: str) -> dict[str, Any]:
+    """Keys and YAML values of `key=value&key=value`.
+
+    Raises:
+        BackboneError: If a value is no YAML.
+    """
+    pairs = (part.partition("=") for part in query.split("&") if part)
+    try:
+        return {key: yaml.safe_load(value) for key, _, value in pairs}
+    except yaml.YAMLError:
+        raise BackboneError(
+            f"'{query}' cannot be read.", expected="key=value&key=value, lists as [1,2]"
+        ) from None
 
 
 MODALITIES = {
@@ -264,6 +316,26 @@ def _check_modality(spec: str, inputs: InputSpec, modality: str | None) -> None:
             expected=f"a backbone for {modality}",
             next_step="Leave `backbone` out for the builtin network of the modality.",
         )
+
+
+def _widened(spec: str, opened: Opened, channels: int | None, asked: EcgSpec | None) -> InputSpec:
+    """What is fed once the network takes `channels`; one of tracings keeps its own leads."""
+    inputs, own = opened.inputs, opened.inputs.ecg
+    if own is None:
+        if channels not in (None, inputs.channels) and inputs.form != "table":
+            inflate_channels(opened.network, channels)
+            means, stds = _spread(inputs.mean, channels), _spread(inputs.std, channels)
+            inputs = replace(inputs, channels=channels, mean=means, std=stds)
+        return replace(inputs, ecg=asked)
+    wanted = asked or own
+    leads = wanted.leads or own.leads
+    if len(leads) not in (0, inputs.channels):
+        raise BackboneError(
+            f"'{spec}' reads {inputs.channels} leads; {len(leads)} were asked for.",
+            where="input.ecg.leads",
+            next_step="To feed it fewer, leave the key out and take input.ecg.faults=mask.",
+        )
+    return replace(inputs, ecg=replace(wanted, leads=leads, preset=own.preset))
 
 
 def _spread(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:

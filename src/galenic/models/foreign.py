@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from galenic.core.errors import BackboneError, MissingExtraError, WeightsError, nearest
 from galenic.core.inputs import InputSpec
-from galenic.models.backbone import Opened
+from galenic.models.backbone import Opened, arguments_of
+from galenic.models.weights import read_state
 
 
 def open_monai(text: str) -> Opened:
@@ -31,10 +31,7 @@ def open_monai(text: str) -> Opened:
     if kind is None:
         known = [found for found in dir(nets) if found[0].isupper()]
         raise BackboneError(f"MONAI has no network '{name}'. {nearest(name, known)}".strip())
-    arguments: dict[str, Any] = {}
-    for part in filter(None, query.split("&")):
-        key, _, value = part.partition("=")
-        arguments[key] = yaml.safe_load(value)
+    arguments = arguments_of(query)
     weights = arguments.pop("weights", None)
     try:
         network = kind(**arguments)
@@ -57,24 +54,10 @@ def _parameters(network: Any) -> list[str]:
 
 
 def _load(network: Any, path: str) -> None:
-    import pickle
-
-    import torch
-    from safetensors.torch import load_file
-
+    state = read_state(Path(path))
     try:
-        if path.endswith(".safetensors"):
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state.get("state_dict", state))
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            "The checkpoint would run code; it was not loaded.",
-            where=path,
-            expected="safetensors, or a plain state dict",
-        ) from None
-    except (OSError, RuntimeError) as error:
+        network.load_state_dict(state)
+    except RuntimeError as error:
         raise WeightsError(f"The weights do not fit: {error}", where=path) from None
 
 

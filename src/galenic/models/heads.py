@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+from galenic.core.errors import DataError, WeightsError, nearest
 
 
 class LinearHead(nn.Module):
@@ -37,6 +42,49 @@ class LinearHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B, outputs] of pooled features [B, width]."""
         return self.linear(self.dropout((features - self.mean) * self.scale))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedHead:
+    """The head that a checkpoint was trained with.
+
+    Attributes:
+        labels: Name of each output; () where nothing says.
+        weight: [outputs, width].
+        bias: [outputs].
+    """
+
+    labels: tuple[str, ...]
+    weight: Tensor
+    bias: Tensor
+
+    def of(self, labels: Sequence[str]) -> LinearHead:
+        """A head with the rows of `labels`, in their order; upper and lower case are the same.
+
+        Raises:
+            WeightsError: If the outputs have no names.
+            DataError: If there is no output for a label; names the nearest.
+        """
+        if not self.labels:
+            raise WeightsError(
+                f"Nothing says what the {len(self.bias)} outputs of the checkpoint's head are.",
+                next_step="Put their names, one a line, into tasks.txt beside the checkpoint.",
+            )
+        known = {name.casefold(): place for place, name in enumerate(self.labels)}
+        unknown = [label for label in labels if label.casefold() not in known]
+        if unknown:
+            raise DataError(
+                f"The checkpoint's head knows no label '{unknown[0]}'. "
+                f"{nearest(unknown[0].upper(), self.labels)}".strip(),
+                expected="labels named as those of the checkpoint",
+                next_step="Rename the label columns, or train a head: head.kind=linear",
+            )
+        places = [known[label.casefold()] for label in labels]
+        head = LinearHead(self.weight.shape[1], len(places))
+        with torch.no_grad():
+            head.linear.weight.copy_(self.weight[places])
+            head.linear.bias.copy_(self.bias[places])
+        return head
 
 
 class NeighbourHead(nn.Module):

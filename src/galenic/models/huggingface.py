@@ -59,6 +59,10 @@ def open_huggingface(name: str, random: bool = False) -> Opened:
         if bars:
             logging.enable_progress_bar()
     network.eval()
+    if config.model_type == "mamba":
+        from galenic.models.mamba import accelerate
+
+        accelerate(network)
     main = network.main_input_name
     if main == "input_ids":
         return _text(name, network, config)

@@ -22,6 +22,8 @@ class Classifier(nn.Module):
         centre: Mean of a continuous target in training, in its own unit.
         spread: Standard deviation of a continuous target in training.
         label_smoothing: Share of the probability spread over all classes (multiclass, ordinal).
+        pos_weight: Of a 1 in the loss (binary, multilabel).
+        unlabelled_weight: Of a 0 in the loss (binary, multilabel).
         penalty: Scalar added to the loss in training, such as a tuner's own term.
     """
 
@@ -37,6 +39,8 @@ class Classifier(nn.Module):
         centre: float = 0.0,
         spread: float = 1.0,
         label_smoothing: float = 0.0,
+        pos_weight: float = 1.0,
+        unlabelled_weight: float = 1.0,
         penalty: Callable[[], Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -44,6 +48,7 @@ class Classifier(nn.Module):
         self.head = head
         self.kind: TargetKind = kind
         self.label_smoothing = label_smoothing
+        self.weights = (unlabelled_weight, pos_weight)
         self.penalty = penalty
         self.register_buffer("centre", torch.tensor(centre))
         self.register_buffer("spread", torch.tensor(spread))
@@ -66,7 +71,9 @@ class Classifier(nn.Module):
         if labels is not None:
             if self.kind == "continuous":
                 labels = (labels - self.centre) / self.spread
-            outputs["loss"] = target_loss(self.kind, logits, labels, self.label_smoothing)
+            outputs["loss"] = target_loss(
+                self.kind, logits, labels, self.label_smoothing, self.weights
+            )
             if self.training and self.penalty is not None:
                 outputs["loss"] = outputs["loss"] + self.penalty()
         return outputs
@@ -78,7 +85,11 @@ class Classifier(nn.Module):
 
 
 def target_loss(
-    kind: TargetKind, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    kind: TargetKind,
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    weights: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """Mean loss: cross-entropy, or squared error for a continuous target; unknowns masked out.
 
@@ -87,16 +98,17 @@ def target_loss(
         logits: [B] for binary and continuous, else [B, C].
         labels: As in :meth:`Classifier.forward`, continuous ones standardised.
         label_smoothing: For multiclass and ordinal.
+        weights: Of the terms of a 0 and of a 1, for binary and multilabel; the mean is over all
+            known labels, whatever they weigh.
     """
     logits = logits.float()
     if kind == "continuous":
         return functional.mse_loss(logits, labels.float())
-    if kind == "binary":
-        return functional.binary_cross_entropy_with_logits(logits, labels.float())
-    if kind == "multilabel":
+    if kind in ("binary", "multilabel"):
         known = ~labels.isnan()
-        loss = functional.binary_cross_entropy_with_logits(
-            logits, labels.nan_to_num().float(), reduction="none"
-        )
-        return (loss * known).sum() / known.sum().clamp_min(1)
+        labels = labels.nan_to_num().float()
+        loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        zero, one = weights
+        loss = loss * torch.where(labels == 1, one, zero) * known
+        return loss.sum() / known.sum().clamp_min(1)
     return functional.cross_entropy(logits, labels.long(), label_smoothing=label_smoothing)

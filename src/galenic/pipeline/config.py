@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from galenic.core.config import Config
+from galenic.core.inputs import EcgSpec
 from galenic.data.augment import AugmentConfig
 from galenic.data.cohort import Cohort
 from galenic.data.labels import LabelKind
@@ -37,15 +38,32 @@ class Columns(Config):
     split: str | None = None
 
 
+class EcgConfig(Config):
+    """How tracings are read."""
+
+    leads: list[str] = Field(
+        [], description="By name, in this order; []: the network's own, or all."
+    )
+    faults: Literal["refuse", "mask"] = Field(
+        "refuse", description="mask: a lead that is missing, flat or clipped becomes zeros."
+    )
+    mains_hz: float = Field(50.0, gt=0, description="Of the power line: 50 or 60.")
+
+    def spec(self) -> EcgSpec:
+        """As networks are told."""
+        return EcgSpec(tuple(self.leads), None, self.faults, self.mains_hz)
+
+
 class InputConfig(Config):
     """What the backbone is given."""
 
     size: int | list[int] | None = Field(
-        None, description="Pixels (H = W) or [H, W]; None: the backbone's own."
+        None, description="Pixels (H = W) or [H, W], samples of a signal; None: the backbone's own."
     )
     channels: int | None = Field(None, description="None: as many as the backbone was trained on.")
     max_length: int | None = Field(None, description="Tokens of a text; None: the backbone's own.")
     augment: AugmentConfig | None = Field(None, description="None draws nothing.")
+    ecg: EcgConfig | None = Field(None, description="Of tracings; None as the network has it.")
 
     @property
     def sides(self) -> int | tuple[int, ...] | None:

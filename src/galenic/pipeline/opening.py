@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from galenic.core.errors import ConfigError
 from galenic.core.progress import tell
 from galenic.core.run import Run
 from galenic.data.cohort import Cohort
@@ -39,9 +40,12 @@ def open_inputs(
 
     Raises:
         DataError: If the cohort has several inputs.
+        ConfigError: If leads are asked of what is no tracing.
         BackboneError: If the network cannot be opened, or does not read this modality.
     """
     column, modality = single_input(cohort)
+    if config.ecg is not None and modality != "ecg":
+        raise ConfigError(f"The input is {modality}, no tracing.", where="input.ecg")
     channels, table = config.channels, None
     if modality == "table":
         encoder = TabularEncoder.fit(cohort.features(), train)
@@ -58,6 +62,7 @@ def open_inputs(
         channels=channels,
         size=config.sides,
         max_length=config.max_length,
+        ecg=None if config.ecg is None else config.ecg.spec(),
         pool=pool,
     )
     inputs = Inputs(cohort, opened, table=table)

@@ -12,6 +12,7 @@ from galenic.models.lego.functional import HeadMethod, MergeMethod
 from galenic.models.lego.fuse import Freeze
 from galenic.pipeline.config import InputConfig
 from galenic.tasks import classify
+from galenic.tasks._heads import HeadConfig
 
 ARMS = ("merged", "fused", "best", "late", "concat")
 
@@ -73,7 +74,7 @@ class Config(classify.Config):
 
     @field_validator("head")
     @classmethod
-    def _own_head(cls, value: classify.HeadConfig) -> classify.HeadConfig:
+    def _own_head(cls, value: HeadConfig) -> HeadConfig:
         if value.kind != "linear":
             raise ValueError("a LegoBlock has a head of its own")
         return value

@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from pydantic import Field, field_validator
 from safetensors.torch import load_file, save
 from torch import nn
 
 from galenic import tuners
-from galenic.core.config import Config as BaseConfig
 from galenic.core.errors import DataError
 from galenic.core.files import atomic_write
 from galenic.core.meters import Meter, count_parameters
@@ -23,67 +20,29 @@ from galenic.core.run import Run
 from galenic.core.schedule import Schedule
 from galenic.core.seeding import seed_everything
 from galenic.core.trainer import Validation, fit
+from galenic.data.cohort import Cohort
 from galenic.data.labels import require_seen
-from galenic.data.splits import SplitConfig, Splits, make_splits
+from galenic.data.splits import Splits, make_splits
 from galenic.evaluation.metrics import MAIN, greater_is_better, point
-from galenic.evaluation.protocol import ScoreConfig, score, to_scores
+from galenic.evaluation.protocol import score, to_scores
 from galenic.models.anatomy import depths
-from galenic.models.backbone import Backbone, Pool
-from galenic.models.heads import LinearHead, NeighbourHead
+from galenic.models.backbone import Backbone
 from galenic.models.prefix import frozen_prefix
 from galenic.objectives.classification import Classifier
 from galenic.pipeline.balance import balance_of
-from galenic.pipeline.config import Columns, InputConfig, open_cohort
+from galenic.pipeline.config import open_cohort
 from galenic.pipeline.encoder import PooledEncoder
 from galenic.pipeline.frozen import FrozenCache, Rows
 from galenic.pipeline.inputs import Collate, Inputs
 from galenic.pipeline.mistakes import worst
 from galenic.pipeline.opening import open_inputs
-from galenic.pipeline.votes import logits_of, votes_of
+from galenic.pipeline.paired import PairedRows
+from galenic.pipeline.votes import logits_of
+from galenic.tasks import _heads
+from galenic.tasks._classify_config import Config
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Opener = Callable[..., tuple[Backbone, Inputs]]
-
-
-class HeadConfig(BaseConfig):
-    """What stands on the pooled feature."""
-
-    kind: Literal["linear", "knn"] = "linear"
-    standardise: bool = Field(
-        True, description="Centre and scale features by the frozen backbone's training features."
-    )
-    dropout: float = Field(0.0, ge=0, lt=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    neighbours: int = Field(10, ge=1, description="k, for knn.")
-    temperature: float = Field(0.07, gt=0, description="Of the votes, for knn.")
-
-
-class Config(BaseConfig):
-    """Everything that `classify` can be told."""
-
-    data: str
-    columns: Columns = Columns()
-    split: SplitConfig = SplitConfig()
-    backbone: str = Field("auto", description="auto: the builtin network of the modality.")
-    pool: Pool = "auto"
-    input: InputConfig = InputConfig()
-    tuner: dict[str, Any] = Field({"method": "none"}, description="method and its own keys.")
-    head: HeadConfig = HeadConfig()
-    schedule: Schedule = Schedule()
-    score: ScoreConfig = ScoreConfig()
-    cache: str | None = Field(None, description="Folder of frozen outputs; None keeps none.")
-    seed: int = Field(0, ge=0)
-    shuffle_labels: bool = Field(
-        False, description="Control: train on labels that were shuffled between patients."
-    )
-    quick: bool = Field(False, description="A few samples and steps, to see that it runs.")
-
-    @field_validator("tuner")
-    @classmethod
-    def _known_tuner(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if "method" not in value:
-            raise ValueError("needs the key 'method'")
-        return value
 
 
 def run(config: Config, run: Run) -> None:
@@ -191,35 +150,29 @@ class Job:
         return shuffled
 
     def _objective(self) -> Classifier:
-        kind, head = self.label.kind, self.config.head
+        kind, config = self.label.kind, self.config.head
         outputs = 1 if kind in ("binary", "continuous") else len(self.label.classes)
         train = self.splits.train
         centre, spread = 0.0, 1.0
         if kind == "continuous":
             centre = float(self.training_targets[train].mean())
             spread = float(self.training_targets[train].std()) or 1.0
-        module: nn.Module
         if self._head is not None:
-            module = self._head(self)
-        elif head.kind == "knn":
-            width = self.backbone.width
-            module = near = NeighbourHead(width, outputs, head.neighbours, head.temperature)
-            votes = votes_of(kind, self.training_targets[train], outputs, centre, spread)
-            near.remember(torch.from_numpy(self.pooled("train")), torch.from_numpy(votes))
+            head = self._head(self)
         else:
-            module = linear = LinearHead(self.backbone.width, outputs, head.dropout)
-            if head.standardise:
-                linear.standardise(torch.from_numpy(self.pooled("train")))
+            head = _heads.build(self, outputs, (centre, spread))
         tuners.attach(self.backbone, self.tuner)
         self.hooks = tuners.hooks(self.backbone, self.tuner)
         self.block = self._block()
         return Classifier(
             PooledEncoder(self.backbone, self.block),
-            module,
+            head,
             kind,
             centre=centre,
             spread=spread,
-            label_smoothing=head.label_smoothing,
+            label_smoothing=config.label_smoothing,
+            pos_weight=config.pos_weight,
+            unlabelled_weight=config.unlabelled_weight,
             penalty=self.hooks.penalty,
         )
 
@@ -272,44 +225,65 @@ class Job:
     # Doing ------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Fit what trains; a neighbour head has nothing to fit."""
+        """Fit what trains; with a neighbour head, or a checkpoint's own, that may be nothing."""
         if not any(p.requires_grad for p in self.objective.parameters()):
             return
-        kind = self.label.kind
-        name = MAIN[kind]
-        validation_targets = self.training_targets[self.splits.val]
+        for stage in self.hooks.begun(self.objective.head):
+            self.fit(
+                self.objective,
+                self.rows("train", training=True),
+                self.rows("val"),
+                schedule=self.config.schedule.model_copy(update=dict(stage.schedule)),
+                collate=self.collate,
+                folder=stage.name,
+                after_step=self.hooks.after_step,
+                depths=self._depths(),
+            )
+
+    def fit(
+        self,
+        objective: Classifier,
+        train: Rows | PairedRows,
+        held: Rows | PairedRows,
+        *,
+        schedule: Schedule,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        folder: str,
+        after_step: Callable[[int, int], None] | None = None,
+        depths: dict[str, int] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Fit one objective, watched on `held`; without samples there, for all its epochs."""
+        kind, name = self.label.kind, MAIN[self.label.kind]
 
         def monitor(outputs: dict[str, Array]) -> dict[str, float]:
             scores = to_scores(kind, outputs["logits"], self._unit())
-            return {name: point(kind, name, validation_targets, scores)}
+            return {name: point(kind, name, self.training_targets[held.rows], scores)}
 
-        train = self.splits.train
-        drawn = balance_of(
-            self.config.schedule.balance, self.cohort, train, self.training_targets[train]
+        validation = None
+        if len(held):
+            validation = Validation(held, monitor, greater_is_better(name))
+        else:
+            schedule = schedule.model_copy(update={"patience": None})
+        targets = self.training_targets[train.rows]
+        drawn = balance_of(schedule.balance, self.cohort, train.rows, targets)
+        result = fit(
+            objective,
+            train,
+            schedule=schedule,
+            collate=collate,
+            folder=self.run.path / "checkpoints" / folder,
+            seed=self.config.seed if seed is None else seed,
+            validation=validation,
+            sample_weights=drawn.weights,
+            sample_groups=drawn.groups,
+            depths=depths,
+            after_step=after_step,
+            log=self.run.log,
+            resume=self.run.resumed,
         )
-        before: dict[str, torch.Tensor] = {}
-        for stage in self.hooks.stages:
-            if stage.rewind_head and before:
-                self.objective.head.load_state_dict(before)
-            before = {n: t.clone() for n, t in self.objective.head.state_dict().items()}
-            stage.begin()
-            result = fit(
-                self.objective,
-                self.rows("train", training=True),
-                schedule=self.config.schedule.model_copy(update=dict(stage.schedule)),
-                collate=self.collate,
-                folder=self.run.path / "checkpoints" / stage.name,
-                seed=self.config.seed,
-                validation=Validation(self.rows("val"), monitor, greater_is_better(name)),
-                sample_weights=drawn.weights,
-                sample_groups=drawn.groups,
-                depths=self._depths(),
-                after_step=self.hooks.after_step,
-                log=self.run.log,
-                resume=self.run.resumed,
-            )
-            self.fit_seconds += result.seconds
-            self.steps += result.steps
+        self.fit_seconds += result.seconds
+        self.steps += result.steps
 
     def _unit(self) -> tuple[float, float]:
         return self.objective.centre.item(), self.objective.spread.item()
@@ -335,14 +309,24 @@ class Job:
             )["logits"]
         if self.config.head.kind == "knn":
             logits = {part: logits_of(self.label.kind, values) for part, values in logits.items()}
+        self.tell(logits, self.cohort)
+
+    def tell(self, logits: dict[str, Array], shown: Cohort) -> None:
+        """Score the logits of `val` and `test`, and write every number.
+
+        Args:
+            logits: One row a sample of the part.
+            shown: Whose samples the worst mistakes show.
+        """
+        rows = {part: getattr(self.splits, part) for part in logits}
         scored = score(
             self.label.kind,
             list(self.label.classes),
-            targets={part: self.targets[getattr(self.splits, part)] for part in logits},
+            targets={part: self.targets[found] for part, found in rows.items()},
             logits=logits,
             unit=self._unit(),
-            groups={p: self.cohort.patient_ids[getattr(self.splits, p)] for p in logits},
-            rows={part: getattr(self.splits, part) for part in logits},
+            groups={part: self.cohort.patient_ids[found] for part, found in rows.items()},
+            rows=rows,
             table=self.cohort.table,
             config=self.config.score,
             seed=self.config.seed,
@@ -353,7 +337,7 @@ class Job:
         main = scored.documents["metrics.json"]["main"]
         value = scored.documents["metrics.json"]["test"][main]["value"]
         self.run.log({"event": "scored", main: value})
-        worst(self.run, self.cohort, self.label, scored.predictions)
+        worst(self.run, shown, self.label, scored.predictions)
 
     def save(self) -> None:
         """Write what was trained, in safetensors."""
@@ -366,8 +350,9 @@ def load(run: Run) -> tuple[Job, Classifier]:
     """The fitted objective of a finished run, and the job that knows its data."""
     from galenic.core.config import parse
 
-    values = run.config
-    config = parse(Config, values)
+    config = parse(Config, run.config)
+    # A network with random weights is drawn again, as the run drew it.
+    seed_everything(config.seed)
     return restored(Job(quickened(config) if config.quick else config, run))
 
 

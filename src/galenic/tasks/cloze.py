@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, field_validator
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
 from galenic.core.config import Config as BaseConfig
 from galenic.core.config import parse
@@ -20,8 +19,6 @@ from galenic.core.errors import DataError
 from galenic.core.files import atomic_write
 from galenic.core.progress import tell
 from galenic.core.run import Run
-from galenic.core.schedule import Schedule
-from galenic.core.trainer import fit
 from galenic.data.cohort import Cohort
 from galenic.language.masked import MaskedHead, open_head
 from galenic.language.prompted import Init, PromptedNetwork, PromptTokenizer
@@ -37,9 +34,11 @@ from galenic.models.backbone import Backbone, Opened, open_backbone
 from galenic.objectives.classification import Classifier
 from galenic.objectives.masked_language import MaskedLanguage
 from galenic.pipeline.config import DEFAULT_BACKBONES, InputConfig
-from galenic.pipeline.inputs import Array, Inputs, single_input
+from galenic.pipeline.inputs import Array, Inputs
 from galenic.pipeline.opening import open_inputs
 from galenic.tasks import classify
+from galenic.tasks._heads import HeadConfig
+from galenic.tasks._words import WordsConfig, require_text, train_words
 
 MASKED = "masked_lm.safetensors"
 
@@ -56,14 +55,12 @@ class VerbalizerConfig(BaseConfig):
     )
 
 
-class AdaptConfig(BaseConfig):
+class AdaptConfig(WordsConfig):
     """Masked-language training on the texts of the training part, without labels."""
 
     when: Literal["auto", "always", "never"] = Field(
         "auto", description="auto: where the network comes without a head for masked words."
     )
-    share: float = Field(0.15, gt=0, lt=1, description="Words that are hidden.")
-    schedule: Schedule = Schedule(epochs=5, lr=1e-4, weight_decay=0.01, batch_size=32)
 
 
 class Config(classify.Config):
@@ -82,8 +79,8 @@ class Config(classify.Config):
 
     @field_validator("head")
     @classmethod
-    def _no_head(cls, value: classify.HeadConfig) -> classify.HeadConfig:
-        if value != classify.HeadConfig():
+    def _no_head(cls, value: HeadConfig) -> HeadConfig:
+        if value != HeadConfig():
             raise ValueError("a cloze has a verbalizer in its place; set verbalizer.kind")
         return value
 
@@ -167,14 +164,8 @@ def _open(
     heads: list[MaskedHead],
 ) -> tuple[Backbone, Inputs]:
     """As :func:`galenic.pipeline.opening.open_inputs`, with the template around each text."""
-    column, modality = single_input(cohort)
-    if modality != "text":
-        raise DataError(
-            f"A cloze reads text; column '{column}' is {modality}{_such_as(cohort, column)}.",
-            where=cohort.name,
-            next_step="Name a column of text: --inputs COLUMN",
-        )
-    spec = DEFAULT_BACKBONES[modality] if backbone == "auto" else backbone
+    column = require_text(cohort, "A cloze")
+    spec = DEFAULT_BACKBONES["text"] if backbone == "auto" else backbone
 
     def prompted(spec: str, **options: Any) -> Backbone:
         opened = open_backbone(spec, **options)
@@ -196,54 +187,19 @@ def _open(
     )
 
 
-def _such_as(cohort: Cohort, column: str) -> str:
-    return f", such as '{cohort.table[column].iloc[0]}'" if column in cohort.table else ""
-
-
 def _adapt(
     opened: Backbone, head: MaskedHead, texts: Sequence[str], run: Run, config: Config
 ) -> None:
     """Train encoder and head on masked words, or take up what this run trained before."""
     path = run.path / MASKED
-    objective = MaskedLanguage(opened.network, head.transform, head.decoder)
     if path.is_file():
+        objective = MaskedLanguage(opened.network, head.transform, head.decoder)
         objective.load_state_dict(load_file(path))
         objective.eval()
         return
-    # Where the decoder began as a copy of the embeddings, it stays tied to them.
-    words: Any = opened.network.get_input_embeddings()  # type: ignore[operator]
-    if torch.equal(words.weight, head.decoder.weight):
-        head.decoder.weight = words.weight
     tell(f"Masked-language training on {len(texts)} texts of the training part.")
-    found = opened.tokenizer(
-        list(texts), truncation=True, max_length=opened.inputs.max_length, verbose=False
+    objective = train_words(
+        opened, head, texts, config.adapt, run=run, folder="adapt", seed=config.seed
     )
-    result = fit(
-        objective,
-        found["input_ids"],
-        schedule=config.adapt.schedule,
-        collate=_hide(opened.tokenizer, config.adapt.share),
-        folder=run.path / "checkpoints" / "adapt",
-        seed=config.seed,
-        log=run.log,
-        resume=run.resumed,
-    )
-    run.log({"event": "adapted", "steps": result.steps, "seconds": result.seconds})
-    head.decoder.weight = nn.Parameter(head.decoder.weight.detach().clone())
-    objective.eval()
     state = {n: t.detach().contiguous().clone() for n, t in objective.state_dict().items()}
     atomic_write(path, save(state))
-
-
-def _hide(tokenizer: Any, share: float) -> Any:
-    """Collation that hides words anew in every batch: 80 % mask, 10 % another, 10 % themselves."""
-    from transformers import DataCollatorForLanguageModeling
-
-    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=share)
-
-    def collate(rows: list[list[int]]) -> dict[str, Tensor]:
-        return dict(
-            collator([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
-        )
-
-    return collate

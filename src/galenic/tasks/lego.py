@@ -21,19 +21,14 @@ from galenic.core.meters import count_parameters
 from galenic.core.progress import tell
 from galenic.core.run import Run
 from galenic.core.schedule import Schedule
-from galenic.core.trainer import Validation, fit
 from galenic.data.cohort import Cohort
-from galenic.evaluation.metrics import MAIN, greater_is_better, point
-from galenic.evaluation.protocol import score, to_scores
 from galenic.models.backbone import Backbone
 from galenic.models.lego import LegoBlock, LegoFuse, LegoMerge, store
 from galenic.models.lego.functional import HeadMethod
 from galenic.objectives.classification import Classifier
-from galenic.pipeline.balance import balance_of
 from galenic.pipeline.config import InputConfig
 from galenic.pipeline.inputs import Inputs
 from galenic.pipeline.lego import Modality, open_modalities
-from galenic.pipeline.mistakes import worst
 from galenic.pipeline.paired import Concatenated, Fed, PairedCollate, PairedRows
 from galenic.pipeline.tokens import TableEncoder, TokenEncoder
 from galenic.tasks import _lego_arms, classify
@@ -205,6 +200,8 @@ class LegoJob(classify.Job):
             centre=self.centre,
             spread=self.spread,
             label_smoothing=self.config.head.label_smoothing,
+            pos_weight=self.config.head.pos_weight,
+            unlabelled_weight=self.config.head.unlabelled_weight,
             penalty=penalty,
         )
 
@@ -223,12 +220,7 @@ class LegoJob(classify.Job):
             block = self.merged.block(modality.name)
             objective = self.classifier(block, [modality], hooks.penalty)
             rows = modality.having(self.splits.train)
-            before: dict[str, torch.Tensor] = {}
-            for stage in hooks.stages:
-                if stage.rewind_head and before:
-                    block.head.load_state_dict(before)
-                before = {n: t.clone() for n, t in block.head.state_dict().items()}
-                stage.begin()
+            for stage in hooks.begun(block.head):
                 own = schedule.model_copy(update=dict(stage.schedule))
                 folder = f"block-{place}-{stage.name}"
                 self._fit(objective, [modality], rows, own, folder, hooks.after_step)
@@ -277,37 +269,17 @@ class LegoJob(classify.Job):
         folder: str,
         after_step: Any = None,
     ) -> None:
-        kind, name = self.label.kind, MAIN[self.label.kind]
         held = self.rows_of(modalities, self.splits.val)
-
-        def monitor(outputs: dict[str, Array]) -> dict[str, float]:
-            scores = to_scores(kind, outputs["logits"], self._unit())
-            return {name: point(kind, name, self.training_targets[held], scores)}
-
-        validation = None
-        if len(held):
-            known = PairedRows(modalities, held, self.training_targets)
-            validation = Validation(known, monitor, greater_is_better(name))
-        else:
-            schedule = schedule.model_copy(update={"patience": None})
-        drawn = balance_of(schedule.balance, self.cohort, rows, self.training_targets[rows])
         self.run.log({"event": "part", "part": folder, "inputs": [m.name for m in modalities]})
-        result = fit(
+        self.fit(
             objective,
             PairedRows(modalities, rows, self.training_targets, training=True),
+            PairedRows(modalities, held, self.training_targets),
             schedule=schedule,
             collate=PairedCollate(modalities),
-            folder=self.run.path / "checkpoints" / folder,
-            seed=self.config.seed,
-            validation=validation,
-            sample_weights=drawn.weights,
-            sample_groups=drawn.groups,
+            folder=folder,
             after_step=after_step,
-            log=self.run.log,
-            resume=self.run.resumed,
         )
-        self.fit_seconds += result.seconds
-        self.steps += result.steps
 
     @staticmethod
     def rows_of(modalities: list[Modality], rows: Array) -> Array:
@@ -321,35 +293,16 @@ class LegoJob(classify.Job):
         arms = _lego_arms.arms(self)
         main = _lego_arms.chosen(self, arms)
         chosen = main.name
-        kind, rows = self.label.kind, {p: getattr(self.splits, p) for p in ("val", "test")}
-        for part, every in rows.items():
-            if len(main.rows[part]) != len(every):
+        for part, found in main.rows.items():
+            if missing := len(getattr(self.splits, part)) - len(found):
                 raise DataError(
-                    f"{len(every) - len(main.rows[part])} samples of {part} lack '{chosen}'.",
+                    f"{missing} samples of {part} lack '{chosen}'.",
                     where=self.cohort.name,
                     next_step="predict=merged",
                 )
-        scored = score(
-            kind,
-            list(self.label.classes),
-            targets={part: self.targets[found] for part, found in rows.items()},
-            logits=main.logits,
-            unit=self._unit(),
-            groups={part: self.cohort.patient_ids[found] for part, found in rows.items()},
-            rows=rows,
-            table=self.cohort.table,
-            config=self.config.score,
-            seed=self.config.seed,
-        )
-        for name, document in scored.documents.items():
-            self.run.write_json(name, document)
-        self.run.write_table("predictions.parquet", scored.predictions)
+        self.tell(main.logits, self.modalities[0].cohort)
         self.run.write_json("lego.json", _lego_arms.report(self, arms, chosen))
         self.run.write_table("arms.parquet", _lego_arms.table(self, arms))
-        metric = scored.documents["metrics.json"]["main"]
-        value = scored.documents["metrics.json"]["test"][metric]["value"]
-        self.run.log({"event": "scored", metric: value})
-        worst(self.run, self.modalities[0].cohort, self.label, scored.predictions)
         self.parameters = count_parameters(self.objective)
 
     def save(self) -> None:

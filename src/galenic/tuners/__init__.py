@@ -7,7 +7,7 @@ tensors train. This file imports neither torch nor peft: `galenic ls` reads capa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from galenic.core.errors import ConfigError
 from galenic.core.registry import load as load_module
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from galenic.models.backbone import Backbone
 
@@ -74,6 +74,16 @@ class Hooks:
     stages: tuple[Stage, ...] = (Stage(),)
     penalty: Callable[[], Tensor] | None = None
     after_step: Callable[[int, int], None] | None = None
+
+    def begun(self, head: nn.Module) -> Iterator[Stage]:
+        """Each stage once its `begin` was called, with `head` put back where it asks for that."""
+        before: dict[str, Tensor] = {}
+        for stage in self.stages:
+            if stage.rewind_head and before:
+                head.load_state_dict(before)
+            before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+            stage.begin()
+            yield stage
 
 
 def parse_tuner(values: Mapping[str, Any]) -> Config:
@@ -137,6 +147,24 @@ def load(backbone: Backbone, config: Config, folder: Path) -> None:
     from galenic.tuners import _store
 
     _store.load(backbone, config, folder)
+
+
+def state(backbone: Backbone) -> dict[str, Tensor]:
+    """Copies of the trained tensors of `backbone`, under the names that `save` writes."""
+    from galenic.tuners import _store
+
+    return _store.taken(backbone.network)
+
+
+def put(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+    """Put what :func:`state` took into `backbone`, to which the same tuner is attached.
+
+    Raises:
+        WeightsError: If a tensor is missing, extra, or of another shape; each is named.
+    """
+    from galenic.tuners import _store
+
+    _store.put(backbone.network, dict(tensors), Path("state"))
 
 
 def _method(config: Config) -> str:

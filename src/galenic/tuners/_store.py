@@ -44,7 +44,7 @@ def save(backbone: Backbone, config: Config, folder: Path) -> None:
         if isinstance(network, PeftModel):
             network.peft_config[network.active_adapter].save_pretrained(str(place))
         name = _ADAPTER if isinstance(network, PeftModel) else _PLAIN
-        tensors = {k: v.detach().contiguous().clone() for k, v in _state(network).items()}
+        tensors = taken(network)
         save_file(tensors, str(place / name), metadata=metadata)
         card = {**metadata, "config": values, "tensors": len(tensors)}
         (place / _CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
@@ -69,15 +69,32 @@ def load(backbone: Backbone, config: Config, folder: Path) -> None:
     if path.name == _DELTA:
         load_module("galenic.tuners", metadata.get("method", "")).read(backbone, path)
         return
-    expected = _state(backbone.network)
+    put(backbone.network, tensors, path)
+
+
+def put(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put trained tensors into a network that its tuner is attached to.
+
+    Args:
+        network: Where they go.
+        tensors: Exactly what training changes there.
+        path: Where they come from, for the error.
+
+    Raises:
+        WeightsError: If a tensor is missing, extra, or of another shape; each is named.
+    """
+    expected = _state(network)
     _check_tensors(path, tensors, expected)
-    if isinstance(backbone.network, PeftModel):
-        set_peft_model_state_dict(
-            backbone.network, tensors, adapter_name=backbone.network.active_adapter
-        )
+    if isinstance(network, PeftModel):
+        set_peft_model_state_dict(network, tensors, adapter_name=network.active_adapter)
     else:
         for name, value in expected.items():
             value.data.copy_(tensors[name])
+
+
+def taken(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of everything that training changes, by name."""
+    return {k: v.detach().contiguous().clone() for k, v in _state(network).items()}
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ arXiv 2106.09685.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -15,9 +16,12 @@ from galenic.core.errors import ConfigError
 from galenic.tuners import Capabilities
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from galenic.models.backbone import Backbone
+
+# What peft puts before the names of a network's layers.
+_PREFIX = "base_model.model."
 
 CAPABILITIES = Capabilities(
     paper="Hu et al., LoRA, ICLR 2022, arXiv 2106.09685",
@@ -100,9 +104,7 @@ def attach(backbone: Backbone, config: Config) -> None:
         BackboneError: If no layer matches.
         ConfigError: If the rank is more than a layer's width.
     """
-    from peft import LoraConfig, get_peft_model
-
-    from galenic.tuners._network import exactly, freeze
+    from galenic.tuners._network import freeze
 
     network = backbone.network
     names = targets(network, config)
@@ -116,15 +118,45 @@ def attach(backbone: Backbone, config: Config) -> None:
                 expected=f"1 to {room}",
             )
     freeze(network)
-    backbone.network = get_peft_model(
+    backbone.network = _wrapped(network, names, config.rank, config.alpha, config.dropout)
+
+
+def hold(backbone: Backbone, state: Mapping[str, Tensor], rank: int, alpha: float) -> None:
+    """Wrap `backbone.network` in a LoRA that holds given factors, of any rank.
+
+    Args:
+        backbone: Whose network is not tuned yet.
+        state: `lora_A` [rank, ...] and `lora_B` [out, rank, ...] under the names that peft saves.
+        rank: Of all of them.
+        alpha: Their product is scaled by alpha / rank.
+
+    Raises:
+        WeightsError: If the tensors do not fit the network; each is named.
+    """
+    from galenic.tuners import put
+
+    layers = {name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in state}
+    backbone.network = _wrapped(backbone.network, sorted(layers), rank, alpha, 0.0)
+    put(backbone, state)
+
+
+def _wrapped(
+    network: nn.Module, names: Iterable[str], rank: int, alpha: float, dropout: float
+) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    from galenic.tuners._network import exactly
+
+    wrapped: nn.Module = get_peft_model(
         network,
         LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type, unused-ignore]
-            lora_dropout=config.dropout,
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type, unused-ignore]
+            lora_dropout=dropout,
             target_modules=exactly(names),
         ),
     )
+    return wrapped
 
 
 def _some(names: list[str]) -> str:

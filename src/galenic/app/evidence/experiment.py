@@ -30,7 +30,7 @@ class Arm(Config):
     name: str
     role: Literal["method", "baseline", "ablation", "control"]
     recipe: str
-    overrides: list[str] = []
+    overrides: list[str] = Field([], description="{data} stands for the folder of the data sets.")
 
 
 class Data(Config):
@@ -62,7 +62,9 @@ class Experiment(Config):
     seeds: list[int] = Field(min_length=3)
     arms: list[Arm]
     expect: list[Expectation]
-    control_ceiling: float = Field(description="The control must stay below this value.")
+    control_ceiling: float = Field(
+        description="The control must be worse than this value: below it, or above where smaller is better."
+    )
     note: str = ""
 
 
@@ -99,7 +101,7 @@ def _measure(experiment: Experiment, out: Path, data_root: Path) -> dict[str, An
         source = data.source if ":" in data.source else str(data_root / data.source)
         for arm in experiment.arms:
             for seed in experiment.seeds:
-                done = _once(data, arm, seed, source, out)
+                done = _once(data, arm, seed, source, data_root, out)
                 runs.setdefault((data.name, arm.name), []).append(
                     (done.read_json("metrics.json"), done.read_json("cost.json"), done.provenance)
                 )
@@ -133,9 +135,10 @@ def _measure(experiment: Experiment, out: Path, data_root: Path) -> dict[str, An
     }
 
 
-def _once(data: Data, arm: Arm, seed: int, source: str, out: Path) -> Run:
+def _once(data: Data, arm: Arm, seed: int, source: str, root: Path, out: Path) -> Run:
     """The finished run of one arm and seed, from `out` where it is there already."""
-    overrides = [*data.overrides, *arm.overrides]
+    named = (*data.overrides, *arm.overrides)
+    overrides = [text.replace("{data}", str(root)) for text in named]
     asked = [_code(), arm.recipe, source, overrides, data.columns, seed]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     path = out / key
@@ -203,9 +206,10 @@ def _verdict(
     comparisons: Sequence[Mapping[str, Any]],
     control: Sequence[Mapping[str, Any]],
 ) -> tuple[str, str]:
+    sign = 1 if greater_is_better(experiment.metric) else -1
     for row in control:
         value = row["metrics"][experiment.metric]["value"]
-        if value > experiment.control_ceiling:
+        if sign * value > sign * experiment.control_ceiling:
             return "undecided", f"The control '{row['name']}' reached {value:.3f}: a leak."
     against = [row for row in comparisons if row["high"] < 0]
     for_it = [row for row in comparisons if row["low"] > 0]

@@ -14,14 +14,16 @@ def write(path: Path) -> Path:
     """Write `report.html` (and the model card of a single run) into a folder.
 
     Args:
-        path: A run folder, a comparison, a learning curve or sites held out.
+        path: A run folder, a comparison, a learning curve, sites held out, or merged runs.
 
     Raises:
         RunError: If it is none of them.
     """
+    from galenic.app.report.control import read_control
     from galenic.app.report.grid import read_curve, read_sites
     from galenic.app.report.modelcard import write_card
     from galenic.app.report.read import read_comparison, read_run
+    from galenic.app.report.sweep import read_merged, read_sweep
 
     run = Run.open(path)
     template = "report.html.j2"
@@ -31,8 +33,12 @@ def write(path: Path) -> Path:
         context, template = read_sites(run), "grid.html.j2"
     elif (run.path / "leaderboard.json").is_file():
         context = read_comparison(run)
+    elif (run.path / "control.json").is_file():
+        context, template = read_control(run), "control.html.j2"
+    elif run.provenance.get("task") == "merged":
+        context, template = read_merged(run), "sweep.html.j2"
     else:
-        context = read_run(run)
+        context = read_run(run) | {"sweep": read_sweep(run)}
         write_card(run)
     target = run.path / "report.html"
     atomic_write(target, _environment().get_template(template).render(**context))

@@ -131,6 +131,7 @@ def _arm(run: Run, name: str) -> dict[str, Any]:
         "confusion": _confusion(kind, classes, table),
         "calibration": _calibration(run),
         "operating": _json(run, "operating.json"),
+        "labels": _json(run, "labels.json"),
         "subgroups": _json(run, "subgroups.json"),
         "mistakes": _mistakes(run),
         "fit": _fit(run),

@@ -9,9 +9,8 @@ import numpy as np
 
 from galenic.core.errors import DataError
 from galenic.data.readers._guard import require_finite, require_size
+from galenic.data.readers._units import in_millivolts
 from galenic.data.values import Signal
-
-TO_MILLIVOLT = {"uV": 1e-3, "mV": 1.0, "V": 1e3}
 
 
 def waveform(data: Any) -> Signal:
@@ -33,12 +32,16 @@ def waveform(data: Any) -> Signal:
     shape = (int(group.NumberOfWaveformChannels), int(group.NumberOfWaveformSamples))
     require_size(shape, "DICOM waveform")
     samples = np.ascontiguousarray(data.waveform_array(place).T, dtype=np.float32)
-    for row, channel in zip(samples, group.ChannelDefinitionSequence, strict=True):
-        units = channel.get("ChannelSensitivityUnitsSequence")
-        row *= TO_MILLIVOLT.get(str(units[0].CodeValue), 1.0) if units else 1.0
-    names = tuple(_name(channel) for channel in group.ChannelDefinitionSequence)
+    channels = group.ChannelDefinitionSequence
+    samples = in_millivolts(samples, [_unit(channel) for channel in channels])
+    names = tuple(_name(channel) for channel in channels)
     rate = float(group.SamplingFrequency)
     return Signal(require_finite(samples, "DICOM waveform"), rate, names)
+
+
+def _unit(channel: Any) -> str:
+    units = channel.get("ChannelSensitivityUnitsSequence")
+    return str(units[0].CodeValue) if units else ""
 
 
 def _name(channel: Any) -> str:

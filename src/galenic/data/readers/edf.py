@@ -8,6 +8,7 @@ import numpy as np
 
 from galenic.core.errors import DataError, MissingExtraError
 from galenic.data.readers._guard import guarded, require_finite, require_size
+from galenic.data.readers._units import in_millivolts
 from galenic.data.values import Signal
 
 MODALITY = "ecg"
@@ -15,7 +16,7 @@ SUFFIXES = (".edf",)
 
 
 def read(path: Path) -> Signal:
-    """Channels [C, T] in their physical unit; all must share one sampling rate.
+    """Channels [C, T], volts of any prefix in mV; all must share one sampling rate.
 
     Raises:
         DataError: If the file is broken or its channels differ in rate.
@@ -35,4 +36,6 @@ def read(path: Path) -> Signal:
         require_size((len(opened.signals), max(lengths)), "EDF recording")
         samples = np.stack([signal.data for signal in opened.signals]).astype(np.float32)
         names = tuple(signal.label for signal in opened.signals)
-        return Signal(require_finite(samples, "recording"), float(rates.pop()), names)
+        require_finite(samples, "recording")
+        samples = in_millivolts(samples, [s.physical_dimension for s in opened.signals])
+        return Signal(samples, float(rates.pop()), names)

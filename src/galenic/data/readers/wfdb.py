@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from galenic.core.errors import DataError, MissingExtraError
+from galenic.data.readers import _wfdb16
 from galenic.data.readers._guard import guarded, require_finite, require_size
+from galenic.data.readers._units import in_millivolts
 from galenic.data.values import Header, Signal
 
 MODALITY = "ecg"
@@ -33,27 +35,41 @@ def parts(path: Path) -> list[Path]:
 
 
 def read(path: Path) -> Signal:
-    """Leads [C, T] in the unit of the header (mV).
+    """Leads [C, T] in mV where the header gives volts of any prefix.
 
     Raises:
         DataError: If header or samples are missing or broken.
     """
-    wfdb = _wfdb()
     record = _record(path)
     with guarded(path, "WFDB record"):
         if not _record(path, ".hea").is_file():
             raise DataError(f"The header '{record.name}.hea' is missing.")
-        facts = wfdb.rdheader(str(record))
-        require_size((facts.n_sig, facts.sig_len), "WFDB record")
-        samples, fields = wfdb.rdsamp(str(record))
-        values = np.ascontiguousarray(samples.T, dtype=np.float32)
+        plain = _wfdb16.plain(_record(path, ".hea"))
+        if plain is None:
+            return _read_any(record)
+        require_size((len(plain.leads), plain.length), "WFDB record")
+        values = np.ascontiguousarray(_wfdb16.samples(plain), dtype=np.float32)
         require_finite(values, "record")
-        return Signal(values, float(fields["fs"]), tuple(fields["sig_name"]))
+        return Signal(in_millivolts(values, plain.units), plain.rate_hz, plain.leads)
+
+
+def _read_any(record: Path) -> Signal:
+    wfdb = _wfdb()
+    facts = wfdb.rdheader(str(record))
+    require_size((facts.n_sig, facts.sig_len), "WFDB record")
+    samples, fields = wfdb.rdsamp(str(record))
+    values = np.ascontiguousarray(samples.T, dtype=np.float32)
+    require_finite(values, "record")
+    names = tuple(str(name) for name in fields["sig_name"])
+    return Signal(in_millivolts(values, fields["units"]), float(fields["fs"]), names)
 
 
 def header(path: Path) -> Header:
     """Leads and samples."""
     with guarded(path, "WFDB record"):
+        plain = _wfdb16.plain(_record(path, ".hea"))
+        if plain is not None:
+            return Header((len(plain.leads), plain.length))
         facts = _wfdb().rdheader(str(_record(path)))
         return Header((facts.n_sig, facts.sig_len))
 

@@ -28,7 +28,7 @@ CAPABILITIES = Capabilities(
         End(0, each=({"weight": 1}, {"weight": 0})),
         End(1, each=({"weight": 0}, {"weight": 0.3}, {"weight": 0})),
     ),
-    gaps={"greedy soup": "needs a validation cohort: sweep the weights instead"},
+    gaps={"greedy soup": "needs validation rows: `galenic merge --greedy`, with runs for models"},
 )
 
 

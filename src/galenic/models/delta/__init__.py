@@ -36,7 +36,7 @@ from galenic.models.delta.entries import (
     total,
 )
 
-__all__ = ["Delta", "Dense", "Entry", "LowRank", "Overlap", "Sparse", "state_of"]
+__all__ = ["Delta", "Dense", "Entry", "LowRank", "Overlap", "Sparse", "is_under", "state_of"]
 
 State = Mapping[str, Tensor]
 
@@ -104,8 +104,8 @@ class Delta:
             WeightsError: If names or shapes differ; each is named.
         """
         start, end = state_of(base), state_of(tuned)
-        whole = {n: t.detach().clone() for n, t in end.items() if _under(n, absolute)}
-        start = {n: t for n, t in start.items() if not _under(n, absolute)}
+        whole = {n: t.detach().clone() for n, t in end.items() if is_under(n, absolute)}
+        start = {n: t for n, t in start.items() if not is_under(n, absolute)}
         end = {n: t for n, t in end.items() if n not in whole}
         _same(start, end, "the base", "the tuned network")
         found = {n: difference(t, end[n], eps, form) for n, t in start.items() if _adds(t)}
@@ -319,7 +319,8 @@ def _adds(value: Tensor) -> bool:
     return value.is_floating_point()
 
 
-def _under(name: str, parents: Sequence[str]) -> bool:
+def is_under(name: str, parents: Sequence[str]) -> bool:
+    """Whether `name` is one of `parents`, or inside one."""
     return any(name == parent or name.startswith(parent + ".") for parent in parents)
 
 

@@ -152,6 +152,22 @@ def scaled(entry: Entry, factor: float) -> Entry:
     return Dense(factor * entry.values)
 
 
+def piece(entry: Entry, start: int, stop: int) -> Tensor:
+    """Flat differences [start, stop), without writing out the rest."""
+    if isinstance(entry, Dense):
+        return entry.values.reshape(-1)[start:stop]
+    if isinstance(entry, LowRank):
+        width = entry.a.shape[1]
+        top, bottom = start // width, -(-stop // width)
+        rows = (entry.scale * (entry.b[top:bottom] @ entry.a)).reshape(-1)
+        return rows[start - top * width : stop - top * width]
+    ends = torch.tensor([start, stop], device=entry.index.device)
+    first, last = torch.searchsorted(entry.index, ends).tolist()
+    flat = entry.values.new_zeros(stop - start)
+    flat[entry.index[first:last] - start] = entry.values[first:last]
+    return flat
+
+
 def places(entry: Entry) -> Tensor:
     """Flat places [k] of the entries that are not zero, ascending."""
     if isinstance(entry, Sparse):

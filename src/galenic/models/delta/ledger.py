@@ -42,6 +42,11 @@ def base_of(network: nn.Module) -> str | None:
     return found[0].base if found else None
 
 
+def applied(network: nn.Module) -> list[Delta]:
+    """The deltas of a network, in the order in which they were applied."""
+    return [receipt.delta for receipt in _receipts(network)]
+
+
 def enter(
     network: nn.Module,
     delta: Delta,

@@ -1,0 +1,168 @@
+"""A port from texts to scores: what is added to what, which arm carries what, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from galenic import launch
+from galenic.core.errors import ConfigError
+from galenic.core.run import Run
+from galenic.merging.patches import Patch
+from galenic.models.backbone import open_backbone
+from galenic.models.delta import state_of
+from galenic.tasks import port
+from galenic.tasks._port_arms import random_like
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small encoder, notes with a diagnosis and a ward, and other text."""
+    folder = tmp_path_factory.mktemp("port")
+    small = folder / "small"
+    minilm = open_backbone("builtin:minilm")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig(**shape, intermediate_size=64, vocab_size=30522)
+    BertModel(config, add_pooling_layer=False).save_pretrained(small)
+    AutoTokenizer.from_pretrained(minilm.tokenizer.name_or_path).save_pretrained(small)
+    words = ["cough and fever", "fracture of the arm", "rash on the skin"]
+    rows = range(60)
+    pd.DataFrame(
+        {
+            "note": [f"{words[row % 3]} since {row} days" for row in rows],
+            "label": [["lung", "bone", "skin"][row % 3] for row in rows],
+            "ward": [["north", "south"][row // 30] for row in rows],
+        }
+    ).to_csv(folder / "notes.csv", index=False)
+    pd.DataFrame({"text": [f"a letter on dose {row}" for row in rows]}).to_csv(
+        folder / "letters.csv", index=False
+    )
+    return folder
+
+
+def start(place: Path, *overrides: str) -> Run:
+    return launch.run(
+        "portllm",
+        place / "notes.csv",
+        out=place / "runs",
+        columns={"inputs": ["note"], "label": "label"},
+        backbone=str(place / "small"),
+        overrides=[
+            "score.resamples=20",
+            "schedule.epochs=2",
+            "schedule.batch_size=8",
+            "evolve.schedule.max_steps=3",
+            f"evolve.data={place / 'letters.csv'}",
+            "evolve.column=text",
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def five(place: Path) -> Run:
+    return start(place)
+
+
+def evolved(place: Path) -> dict[str, torch.Tensor]:
+    (path,) = (place / "runs" / ".cache").glob("evolved-*.safetensors")
+    return load_file(path)
+
+
+def test_the_ported_network_is_the_new_base_and_the_old_patch(place: Path, five: Run) -> None:
+    job, objective = port.load(five)
+    new, old = evolved(place), open_backbone(str(place / "small")).network.state_dict()
+    assert sum(not torch.equal(new[name], value) for name, value in old.items()) > 10
+    patch = Patch.from_peft(five.path / "arms" / "old_patched" / "adapter")
+    assert len(patch.delta.entries) == 8
+    for name, value in job.backbone.network.state_dict().items():
+        entry = patch.delta.entries.get(name)
+        expected = new[name] if entry is None else new[name] + entry.dense()
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=0)
+    head = load_file(five.path / "arms" / "old_patched" / "head.safetensors")
+    assert all(torch.equal(head[n], v) for n, v in objective.head.state_dict().items())
+    cost = five.read_json("cost.json")
+    assert (cost["trainable"], cost["steps"]) == (0, 0)
+
+
+def test_five_arms_are_told_and_the_recovery_is_theirs(five: Run) -> None:
+    told = five.read_json("recovery.json")
+    values = told["arms"]
+    for arm in ("old", "old_patched", "new", "retrained"):
+        found = Run.open(five.path / "arms" / arm).metrics[told["metric"]].value
+        assert values[arm] == found
+    assert values["ported"] == five.metrics[told["metric"]].value
+    room = values["retrained"] - values["new"]
+    share = told["recovery"]["share"]
+    assert share == (pytest.approx((values["ported"] - values["new"]) / room) if room > 0 else None)
+    known = five.read_json("portability.json")
+    assert 0 < known["drift"] < 0.5
+    assert len(known["tensors"]) == known["added"] == 8
+
+
+def test_arms_begin_alike_and_end_on_their_own_base(place: Path, five: Run) -> None:
+    def network(arm: str) -> dict[str, torch.Tensor]:
+        job, _ = port.load(Run.open(five.path / "arms" / arm))
+        return state_of(job.backbone.network)
+
+    name = "encoder.layer.0.output.dense.weight"
+    old, new = open_backbone(str(place / "small")).network.state_dict()[name], evolved(place)[name]
+    assert torch.equal(network("old")[name], old)
+    assert torch.equal(network("new")[name], new)
+    assert torch.equal(network("retrained")[f"base_model.model.{name}"], new)
+
+
+def test_an_arm_alone_is_that_arm(place: Path, five: Run) -> None:
+    alone = start(place, "predict=old_patched", "also=[ported]")
+    told, before = (run.read_json("recovery.json") for run in (alone, five))
+    for arm in ("old_patched", "ported"):
+        assert told["arms"][arm] == before["arms"][arm]
+    assert not (alone.path / "arms" / "old_patched").exists()
+
+
+@pytest.mark.parametrize("arm", ["random_patch", "other_patch"])
+def test_controls_change_the_patch_alone(place: Path, five: Run, arm: str) -> None:
+    other = [f"other.data={place / 'notes.csv'}", "other.columns.label=ward"]
+    run = start(place, f"predict={arm}", "also=[]", *other, "other.columns.inputs=[note]")
+    state, new = port.load(run)[0].backbone.network.state_dict(), evolved(place)
+    patch = Patch.from_peft(five.path / "arms" / "old_patched" / "adapter")
+    for name, value in state.items():
+        entry = patch.delta.entries.get(name)
+        if entry is None:
+            assert torch.equal(value, new[name])
+            continue
+        moved = value - new[name]
+        assert not torch.allclose(moved, entry.dense(), atol=1e-4)
+        if arm == "random_patch":
+            torch.testing.assert_close(moved.norm(), entry.dense().norm(), rtol=1e-3, atol=0)
+
+
+def test_a_random_patch_has_the_rank_and_the_norms_of_the_real_one(five: Run) -> None:
+    patch = Patch.from_peft(five.path / "arms" / "old_patched" / "adapter")
+    drawn = random_like(patch, 0)
+    for name, entry in patch.delta.entries.items():
+        found = drawn.delta.entries[name].dense()
+        assert torch.linalg.matrix_rank(found) == torch.linalg.matrix_rank(entry.dense())
+        torch.testing.assert_close(found.norm(), entry.dense().norm(), rtol=1e-5, atol=0)
+    again = random_like(patch, 0)
+    assert again.fingerprint == drawn.fingerprint != random_like(patch, 1).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["predict=other_patch", "also=[]"], "no other task"),
+        (["predict=portet"], "predict"),
+        (["head.kind=knn"], "linear head"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(place: Path, overrides: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        start(place, *overrides)
