@@ -360,18 +360,16 @@ def test_base_may_be_none_for_a_method_without_one() -> None:
 
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
-import torch
-from galenic.merging import engine, merge
+from galenic.core.meters import Meter
+from galenic.merging import merge
 folder, method = Path(sys.argv[1]), sys.argv[2]
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 keys = {"base_model": str(folder / "base"), "models": [str(folder / n) for n in ("x", "y", "z")]}
 merge({"method": method, "base_model": str(folder / "tiny"), "models": [str(folder / "tiny")]}, folder / "o")
-before = peak()
-merge({"method": method, **keys}, folder / "out")
-print(peak() - before)
+with Meter() as meter:
+    merge({"method": method, **keys}, folder / "out")
+print(meter.host_mb)
 """
 
 

@@ -304,24 +304,20 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch
+from galenic.core.meters import Meter
 from galenic.merging.patches import Patch
 from galenic.models.delta import Delta, LowRank
 def patch(rows):
     factors = torch.ones(rows, 2), torch.ones(2, 1000)
     return Patch(Delta({f"{i}.w": LowRank(*factors, 0.5, (rows, 1000)) for i in range(6)}))
-def peak():
-    # Of this process alone; ru_maxrss would count the one that started it.
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 folder = Path(sys.argv[1])
 patch(10).port(folder / "small", folder / "out")
-before = peak()
-patch(20_000).port(folder / "large", folder / "out")
-print(peak() - before)
+with Meter() as meter:
+    patch(20_000).port(folder / "large", folder / "out")
+print(meter.host_mb)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_is_that_of_a_tensor_not_of_the_checkpoint(tmp_path: Path) -> None:
     # Six tensors of 40 MB each, without their bytes on the disk.
     for name, rows in (("small", 10), ("large", 20_000)):
