@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,13 @@ def _time(side: Callable[[], Any]) -> float:
     measure = side()
     seconds = time.perf_counter() - started
     return measure if isinstance(measure, float) else seconds
+
+
+def apart(measure: Callable[..., float], *arguments: Any) -> float:
+    """`measure(*arguments)` in a process of its own, which no earlier round has left memory in."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(measure, *arguments).result()
 
 
 @dataclass

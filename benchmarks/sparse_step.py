@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from benchmarks.harness import Times, alternate, write_result
+from benchmarks.harness import Times, alternate, apart, write_result
 from benchmarks.steps import Step, vit_small
 from galenic.core.meters import Meter
 from galenic.tuners._sparse import sparse_values
@@ -56,13 +54,6 @@ def peak_mb(side: str) -> float:
     return meter.host_mb
 
 
-def apart(side: str) -> float:
-    """`peak_mb` in a process of its own, which no earlier round has left memory in."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(peak_mb, side).result()
-
-
 def state_mb(step: Step) -> float:
     """What the optimiser keeps, in MiB."""
     state = step.optimiser.state.values()
@@ -100,7 +91,7 @@ def main() -> None:
     _write(
         "sparse_state", "MiB of optimiser state", state, reach, lambda r: r <= 1.05 * share, same
     )
-    peaks = alternate(lambda: apart("ours"), lambda: apart("peer"), warmup=0)
+    peaks = alternate(lambda: apart(peak_mb, "ours"), lambda: apart(peak_mb, "peer"), warmup=0)
     _write("sparse_memory", "MiB at the peak", peaks, "at most 0.85", lambda r: r <= 0.85, same)
 
 

@@ -1,0 +1,45 @@
+"""Prediction of the next token of a history (EHRMamba, 2024, pre-training)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class NextEvent(nn.Module):
+    """Cross-entropy of each token given those before it; padding is neither read nor predicted.
+
+    Args:
+        network: Causal; its output has `last_hidden_state` [B, L, D].
+        decoder: To the vocabulary; tied to the embeddings of `network` where it shares them.
+    """
+
+    def __init__(self, network: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.decoder = decoder
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Tensor
+    ) -> dict[str, Tensor]:
+        """Mean loss over the tokens that follow a token; only these pass the decoder.
+
+        Args:
+            input_ids: [B, L].
+            attention_mask: [B, L], 0 at padding; None where there is none.
+            **inputs: What else the network takes.
+
+        Returns:
+            `loss`, a scalar; its exponential is the perplexity.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        outputs: Any = self.network(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+        valid = attention_mask.bool()
+        follows = valid[:, 1:] & valid[:, :-1]
+        logits = self.decoder(outputs.last_hidden_state[:, :-1][follows]).float()
+        total = functional.cross_entropy(logits, input_ids[:, 1:][follows], reduction="sum")
+        return {"loss": total / follows.sum().clamp_min(1)}
