@@ -16,7 +16,7 @@ from galenic.simulation.twin import MesaTwin
 from galenic.simulation.wolf_sheep import HEADINGS, WolfSheep, WolfSheepRules
 
 RULES = WolfSheepRules(width=40, height=40, sheep=100, wolves=50)
-TICKS, RUNS, CHECKED_RUNS, CHECKED_TICKS = 100, 256, 24, 60
+TICKS, RUNS, CHECKED_RUNS, CHECKED_TICKS = 100, 1024, 24, 60
 COUNTED = ("grass", "sheep", "wolves")
 
 
@@ -120,6 +120,7 @@ def same() -> str:
 
 def main() -> None:
     """Measure, check that both sides follow the same rules, write the result."""
+    torch.set_num_threads(1)  # as Mesa
     write_result(
         name="agent_steps",
         unit="s/agent-step",

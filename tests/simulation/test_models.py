@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from galenic.core.errors import ConfigError
+from galenic.core.errors import ConfigError, SimulationError
 from galenic.simulation import rollout, search, train
 from galenic.simulation.controllers import (
     PID,
@@ -27,7 +27,7 @@ from galenic.simulation.metamodel import Metamodel, load, metamodel_of
 from galenic.simulation.objective import Objective, objective_of
 from galenic.simulation.rates import Polynomial, PowerLaw
 from galenic.simulation.rollout import Paths, on_metamodel, on_twin, through_twin
-from galenic.simulation.twin import Control, SimulationError, State, scales
+from galenic.simulation.twin import Control, State, scales
 from galenic.simulation.wolf_sheep import WolfSheep, WolfSheepRules
 
 LIMITS = {"remove_sheep": 0.05, "remove_wolves": 0.1}
@@ -70,9 +70,7 @@ def own_data(model: Metamodel, steps: int = 40) -> Paths:
 
 def network(twin: WolfSheep, steps: int) -> Neural:
     draws = torch.Generator().manual_seed(5)
-    return Neural(
-        twin.controls, LIMITS, scale=scales(twin), steps=steps, hidden=(4,), draws=draws
-    )
+    return Neural(twin.controls, LIMITS, scale=scales(twin), steps=steps, hidden=(4,), draws=draws)
 
 
 # Metamodels ------------------------------------------------------------------------------
@@ -82,12 +80,14 @@ def network(twin: WolfSheep, steps: int) -> Neural:
 def test_a_metamodel_is_found_again_from_its_own_data(twin: WolfSheep, family: str) -> None:
     truth = known(twin, family)
     data = own_data(truth)
-    found = fit(metamodel_of(twin, family), data, iterations=200)  # type: ignore[arg-type]
-    assert found.fit_error < 2e-3
-    if family != "gma":  # its two gains may change places
+    found = fit(metamodel_of(twin, family), data, iterations=150)  # type: ignore[arg-type]
+    assert found.fit_error < 4e-3
+    seen = data.x / truth.scale
+    torch.testing.assert_close(found.rates(seen), truth.rates(seen), atol=5e-3, rtol=0.02)
+    if family not in ("gma", "polynomial_2"):  # terms of these stand in for each other
         for name, parameter in truth.rates.named_parameters():
             given = dict(found.rates.named_parameters())[name]
-            torch.testing.assert_close(given, parameter, atol=0.05, rtol=0.05)
+            torch.testing.assert_close(given, parameter, atol=0.02, rtol=0.01)
 
 
 def test_runge_kutta_is_of_fourth_order(twin: WolfSheep) -> None:
@@ -116,7 +116,9 @@ def test_an_addition_adds() -> None:
     states = (State("a", "mg", 5.0),)
     controls = (Control("give", "mg per h", 10.0, adds=("a",)),)
     model = Metamodel("polynomial_1", Polynomial(1, 1), states, controls, dt=0.5, time_unit="h")
-    torch.testing.assert_close(model(torch.tensor([[2.0]]), torch.tensor([[3.0]])), torch.tensor([[5.0]]))
+    torch.testing.assert_close(
+        model(torch.tensor([[2.0]]), torch.tensor([[3.0]])), torch.tensor([[5.0]])
+    )
 
 
 @pytest.mark.parametrize("terms", [1, 2])
@@ -287,9 +289,7 @@ def test_the_learned_plan_is_that_of_riccati() -> None:
 def test_training_lowers_j_through_both_models(twin: WolfSheep) -> None:
     model, goal = known(twin, "mechanistic"), wished(twin)
     policy = network(twin, 20)
-    through = train.through_metamodel(
-        model, policy, goal, START, steps=20, epochs=15, lr=0.05
-    )
+    through = train.through_metamodel(model, policy, goal, START, steps=20, epochs=15, lr=0.05)
     assert through[-1] < through[0]
     direct = train.through_hard_model(
         twin, model, network(twin, 20), goal, list(range(24)), steps=20, epochs=6, lr=0.05
@@ -327,7 +327,9 @@ def test_a_parameter_at_its_bound_can_come_back(twin: WolfSheep) -> None:
     policy = Fraction(twin.controls, LIMITS)
     nn.init.constant_(policy.theta, 1.5)
     policy(START, 0).sum().backward()
-    assert policy.theta.grad is not None and policy.theta.grad.tolist() == pytest.approx([0, 0.05, 0.1])
+    assert policy.theta.grad is not None and policy.theta.grad.tolist() == pytest.approx(
+        [0, 0.05, 0.1]
+    )
 
 
 def test_pid_is_the_sum_of_its_actions(twin: WolfSheep) -> None:

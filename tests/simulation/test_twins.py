@@ -10,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from galenic.core.errors import ConfigError, DataError
+from galenic.core.errors import ConfigError, DataError, SimulationError
 from galenic.simulation import _draws
 from galenic.simulation.builtin import open_twin
 from galenic.simulation.metabolic import Metabolic, MetabolicRules
 from galenic.simulation.twin import (
     Control,
     MesaTwin,
-    SimulationError,
     State,
     Twin,
     bounds,

@@ -98,6 +98,12 @@ class MissingExtraError(GalenicError):
         )
 
 
+class SimulationError(GalenicError):
+    """A twin, a series or a control does not fit, or a simulation left the numbers."""
+
+    exit_code = 8
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """'Did you mean ...?' for `name` among `names`, or '' where nothing is close."""
     close = difflib.get_close_matches(name, [str(n) for n in names], n=3, cutoff=0.5)
