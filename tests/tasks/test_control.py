@@ -130,3 +130,13 @@ def test_the_report_shows_trajectories_and_a_missed_target(made: Run) -> None:
     page = report.write(made.path).read_text()
     assert "sheep of held-out runs" in page
     assert "The target of sheep was not reached" in page
+
+
+def test_controllers_are_compared_without_patients_to_pair(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["compare", NAME, NAME, "--quick", "--out", str(tmp_path)], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    assert Run.open(tmp_path / "compare-0001").read_json("leaderboard.json")["differences"] == []
+    page = (tmp_path / "compare-0001" / "report.html").read_text()
+    assert "8 simulated courses" in page

@@ -66,7 +66,9 @@ def _differences(
     metric: str,
     first: Run,
 ) -> list[dict[str, Any]]:
-    """Every arm against the best, paired by patient."""
+    """Every arm against the best, paired by patient; none where no patient was predicted."""
+    if not (first.path / "predictions.parquet").is_file():
+        return []
     import numpy as np
     import pandas as pd
 

@@ -34,7 +34,15 @@ def write_results(job: Job) -> None:
     job.run.write_table("trajectories.parquet", _table(job, lift))
     twin = job.twin
     job.run.update_provenance(
-        data={"name": twin.name, "n": config.held, "patients": config.held, "kind": "simulated"},
+        data={
+            "name": twin.name,
+            "title": config.data,
+            "fingerprint": "",
+            "license": "",
+            "n": config.held,
+            "patients": config.held,
+            "kind": "simulated",
+        },
         weights={"backbone": f"metamodel:{config.family}" if job.model else "none"},
     )
     job.run.log({"event": "scored", "control_cost": figures["control_cost"].value})
