@@ -40,6 +40,9 @@ class PlacingTuner(BaseTuner):
         """
         raise NotImplementedError
 
+    def connect(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        """What else a method ties to the network, once its layers are in."""
+
     def inject_adapter(
         self,
         model: nn.Module,
@@ -48,7 +51,7 @@ class PlacingTuner(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Decide on the places, then let peft put the layers in."""
+        """Decide on the places, then let peft put the layers in, and connect them."""
         # A copy: the caller's config is his, and may go on to another network.
         config: Any = copy.deepcopy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
@@ -59,6 +62,7 @@ class PlacingTuner(BaseTuner):
         super().inject_adapter(
             model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
         )
+        self.connect(model, config, adapter_name)
 
     @staticmethod
     def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool:

@@ -29,7 +29,7 @@ def read_control(run: Run) -> dict[str, Any]:
     )
     return frame(run) | {
         "title": document["twin"],
-        "data": {"fingerprint": "", "license": ""},
+        "data": run.provenance["data"],
         "document": document,
         "metrics": scores["test"],
         "main": scores["main"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from galenic.tuners import _peft
 from galenic.tuners._prompts import owner_of
@@ -26,19 +26,8 @@ class DVPTModel(WrappingTuner):
         """See `galenic.tuners.dvpt.placement.place`."""
         place(model, config)
 
-    def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Put the layers in, and take prompt tokens out of what the network gives."""
-        super().inject_adapter(
-            model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
-        )
-        config: Any = self.peft_config[adapter_name]
+    def connect(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        """Take prompt tokens out of what the network gives."""
         for name, spot in config.placed.items():
             if spot["role"] != "insert":
                 continue

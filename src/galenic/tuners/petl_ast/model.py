@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from galenic.tuners import _peft
 from galenic.tuners._wrapping import WrappingLayer, WrappingTuner
@@ -23,25 +23,10 @@ class PETLASTModel(WrappingTuner):
         """See `galenic.tuners.petl_ast.placement.place`."""
         place(model, config)
 
-    def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Put the layers in, and train the norms that go with them."""
-        if "_mask" not in self.__dict__:
-            self.__dict__["_mask"] = TokenMask()
-        super().inject_adapter(
-            model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
-        )
-        config: Any = self.peft_config[adapter_name]
+    def connect(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        """Train the norms that go with the layers, and let these see which tokens are real."""
         if config.variant == "conformer" and "_hooks" not in self.__dict__:
-            self.keep_hook(
-                model.register_forward_pre_hook(self.__dict__["_mask"], with_kwargs=True)
-            )
+            self.keep_hook(model.register_forward_pre_hook(self._token_mask(), with_kwargs=True))
         self.train_whole(model, config.norms or [], adapter_name)
         for name, spot in config.placed.items():
             layer: Any = model.get_submodule(name)
@@ -63,7 +48,7 @@ class PETLASTModel(WrappingTuner):
         kind: Any = kinds.get(spot["role"], PromptLayer)
         layer: Any = target
         if not isinstance(target, kind):
-            mask = [self.__dict__["_mask"]] if kind is AdapterLayer else []
+            mask = [self._token_mask()] if kind is AdapterLayer else []
             layer = kind(target, adapter_name, *mask)
         if spot.get("tap"):
             layer.listen(self.model.get_submodule(spot["tap"][0]), spot["tap"][1])
@@ -73,6 +58,11 @@ class PETLASTModel(WrappingTuner):
         if layer is not target:
             layer.train(target.training)
             self._replace_module(parent, target_name, layer, target)
+
+    def _token_mask(self) -> TokenMask:
+        """One for all layers and adapters."""
+        mask: TokenMask = self.__dict__.setdefault("_mask", TokenMask())
+        return mask
 
     def train(self, mode: bool = True) -> PETLASTModel:
         """Training mode for what trains; the frozen parts draw no dropout, as with the authors.
