@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -190,3 +191,13 @@ def test_files_that_are_not_there_do_not_fill_the_screen(tmp_path: Path) -> None
     assert done.output.count("There is no file") == 10
     assert f"{ROWS - 10} more of 'unreadable'" in done.output
     assert f"{ROWS} errors" in done.output
+
+
+def test_a_packed_manifest_that_breaks_off_is_named(tmp_path: Path) -> None:
+    whole = cohort(tmp_path, "{}.png", lambda path, row: None)
+    packed = tmp_path / "packed.csv.gz"
+    packed.write_bytes(gzip.compress(whole.read_bytes()))
+    cut(packed)
+    done = run(packed)
+    assert done.exit_code == 3, done.output
+    assert "The manifest cannot be read: EOFError." in done.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def read_table(path: Path) -> pd.DataFrame:
             return pd.read_json(path, lines=True)
         if name.endswith((".csv", ".tsv", ".txt")):
             return _read_csv(path, "\t" if name.endswith(".tsv") else ",")
-    except (ValueError, OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, pd.errors.EmptyDataError):
             raise DataError("The manifest is empty.", where=path.name) from None
         raise DataError(
