@@ -17,7 +17,7 @@ from galenic import tuners
 from galenic.core.arraybank import ArrayBank
 from galenic.core.inputs import InputSpec
 from galenic.models.backbone import Backbone, Opened
-from galenic.models.prefix import capture, frozen_prefix, replay
+from galenic.models.prefix import Replay, capture, frozen_prefix
 from galenic.pipeline.inputs import Collate
 
 ROUNDS = 5
@@ -38,9 +38,10 @@ class Cached(Step):
     def __init__(self, folder: Path) -> None:
         self.backbone = backbone()
         super().__init__(self.backbone.network)
-        self.block = frozen_prefix(self.backbone.network)
+        block = frozen_prefix(self.backbone.network)
+        self.replay = Replay(self.backbone, block)
         with torch.inference_mode():
-            states = capture(self.backbone, self.block, {"pixel_values": self.pixels}).numpy()
+            states = capture(self.backbone, block, {"pixel_values": self.pixels}).numpy()
         self.bank = ArrayBank(folder)
         self.bank.add({str(row): state for row, state in enumerate(states)})
         self.collate = Collate()
@@ -48,7 +49,7 @@ class Cached(Step):
     def features(self) -> Tensor:
         """Class tokens [B, d], from states that are read from disk."""
         rows = [{"hidden": np.array(self.bank[str(row)])} for row in range(BATCH)]
-        with replay(self.backbone, self.block, self.collate(rows)["hidden"]):
+        with self.replay(self.collate(rows)["hidden"]):
             return self.backbone().pooled
 
 

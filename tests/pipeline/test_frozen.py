@@ -14,7 +14,7 @@ from galenic import launch
 from galenic.data import cohort as cohort_module
 from galenic.data.cohort import Cohort
 from galenic.models.backbone import Backbone, open_backbone
-from galenic.models.prefix import capture, frozen_prefix, replay
+from galenic.models.prefix import Replay, capture, frozen_prefix
 from galenic.pipeline.frozen import FrozenCache
 from galenic.pipeline.inputs import Inputs
 
@@ -30,7 +30,7 @@ def test_replay_equals_the_whole_forward(minilm: Backbone, block: int) -> None:
     with torch.no_grad():
         whole = minilm(**batch).pooled
         hidden = capture(minilm, block, batch)
-        with replay(minilm, block, hidden):
+        with Replay(minilm, block)(hidden):
             again = minilm(**batch).pooled
         after = minilm(**batch).pooled
     torch.testing.assert_close(again, whole, atol=1e-6, rtol=0)

@@ -18,7 +18,7 @@ from galenic import launch, tuners
 from galenic.core.errors import BackboneError, ConfigError
 from galenic.core.inputs import InputSpec
 from galenic.models.backbone import Backbone, Opened
-from galenic.models.prefix import capture, frozen_prefix, replay
+from galenic.models.prefix import Replay, capture, frozen_prefix
 from galenic.tuners._hidden import Hidden, Layout
 from galenic.tuners.lst import LSTConfig
 from galenic.tuners.lst.network import SideBlock, build, gated
@@ -175,7 +175,7 @@ def test_cached_states_give_the_same_features(tiny: SimpleNamespace) -> None:
         live = backbone(**words).pooled
         packed = capture(backbone, block, words)
         packed[1, 5:] = 0
-        with replay(backbone, block, packed):
+        with Replay(backbone, block)(packed):
             cached = backbone(attention_mask=words["attention_mask"]).pooled
     torch.testing.assert_close(cached, live, atol=1e-5, rtol=1e-5)
 

@@ -25,7 +25,7 @@ from galenic.core.inputs import InputSpec
 from galenic.data import cohort as cohort_module
 from galenic.data.cohort import Cohort
 from galenic.models.backbone import Backbone, Opened, open_backbone
-from galenic.models.prefix import capture, frozen_prefix, replay
+from galenic.models.prefix import Replay, capture, frozen_prefix
 from galenic.pipeline.frozen import FrozenCache
 from galenic.pipeline.inputs import Collate, Inputs
 from galenic.tuners._hidden import Hidden, Layout, as_states, collect, survey
@@ -586,7 +586,7 @@ def test_cached_maps_give_the_same_features(spec: str, tmp_path: Path, monkeypat
         batch = collate([ahead[row] for row in range(6)])
         batch.pop("labels")
         hidden = batch.pop("hidden")
-        with replay(backbone, block, hidden):
+        with Replay(backbone, block)(hidden):
             cached = backbone(**batch).pooled
     torch.testing.assert_close(cached, live, atol=1e-5, rtol=1e-5)
 
@@ -600,7 +600,7 @@ def test_cached_tokens_give_the_same_features_under_padding(form: str) -> None:
         packed = capture(backbone, block, WORDS)
         # What stands at padding is not kept.
         packed[1, 5:] = 0
-        with replay(backbone, block, packed):
+        with Replay(backbone, block)(packed):
             cached = backbone(attention_mask=WORDS["attention_mask"]).pooled
         after = backbone(**WORDS).pooled
     torch.testing.assert_close(cached, live, atol=1e-5, rtol=1e-5)

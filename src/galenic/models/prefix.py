@@ -128,27 +128,36 @@ def capture(backbone: Backbone, block: int, inputs: Mapping[str, Tensor]) -> Ten
     raise BackboneError(f"The forward pass of {backbone.spec} never reached block {block}.")
 
 
-@contextmanager
-def replay(backbone: Backbone, block: int, hidden: Tensor) -> Iterator[None]:
-    """Inside, a forward pass of `backbone` takes `hidden` for the output of its first blocks.
+class Replay:
+    """Enters a network behind its first blocks; what is skipped is found once.
 
     The network still builds its own masks and positions from the raw inputs; only the blocks
     are skipped, so that every family goes through unchanged.
+
+    Args:
+        backbone: The network, with its tuner already attached.
+        block: How many leading blocks are skipped, at least 1.
     """
-    side = reader(backbone.network)
-    if side is not None:
-        with side.replay(hidden):
+
+    def __init__(self, backbone: Backbone, block: int) -> None:
+        self.side = reader(backbone.network)
+        self.skipped = _modules(backbone)[:block] if self.side is None else []
+
+    @contextmanager
+    def __call__(self, hidden: Tensor) -> Iterator[None]:
+        """Inside, a forward pass takes `hidden` for the output of the skipped blocks."""
+        if self.side is not None:
+            with self.side.replay(hidden):
+                yield
+            return
+        for module in self.skipped[:-1]:
+            _override(module, lambda *args, **kwargs: _first(args, kwargs))
+        _override(self.skipped[-1], lambda *_, **__: hidden)
+        try:
             yield
-        return
-    skipped = _modules(backbone)[:block]
-    for module in skipped[:-1]:
-        _override(module, lambda *args, **kwargs: _first(args, kwargs))
-    _override(skipped[-1], lambda *_, **__: hidden)
-    try:
-        yield
-    finally:
-        for module in skipped:
-            del module.__dict__["forward"]
+        finally:
+            for module in self.skipped:
+                del module.__dict__["forward"]
 
 
 def _override(module: nn.Module, forward: Callable[..., Any]) -> None:
@@ -160,5 +169,5 @@ def _first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _modules(backbone: Backbone) -> list[nn.Module]:
-    names = dict(backbone.network.named_modules())
-    return [names[name] for name in anatomy(backbone.network).blocks]
+    network = backbone.network
+    return [network.get_submodule(name) for name in anatomy(network).blocks]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pandas as pd
 
 from galenic.core.seeding import rng
@@ -17,6 +19,19 @@ def build() -> SampleCohort:
     The three-character category plays the patient: phrases of one category are near copies of
     each other, so a category must stand on one side of a split.
     """
+    return SampleCohort(
+        table=_chosen().copy(),
+        inputs=["phrase"],
+        label="chapter",
+        patient_id="category",
+        title="ICD-10-CM, April 2026: name the chapter of a diagnosis phrase",
+        license="ICD-10-CM is in the public domain; the carrying package is MIT",
+    )
+
+
+@cache
+def _chosen() -> pd.DataFrame:
+    """Category, phrase and chapter; walking the 75,000 codes takes as long as a small training."""
     import simple_icd_10_cm as icd
 
     chapters: dict[str, str | None] = {}
@@ -37,14 +52,7 @@ def build() -> SampleCohort:
     chosen = table.groupby("chapter", sort=True).head(each)
     phrases = [icd.get_description(code) for code in chosen["code"]]
     chosen = chosen.assign(phrase=phrases).sort_values(["category", "phrase"])
-    return SampleCohort(
-        table=chosen[["category", "phrase", "chapter"]].reset_index(drop=True),
-        inputs=["phrase"],
-        label="chapter",
-        patient_id="category",
-        title="ICD-10-CM, April 2026: name the chapter of a diagnosis phrase",
-        license="ICD-10-CM is in the public domain; the carrying package is MIT",
-    )
+    return chosen[["category", "phrase", "chapter"]].reset_index(drop=True)
 
 
 def _chapter(category: str) -> str | None:
