@@ -1,4 +1,4 @@
-"""The command line: `galenic ls | show | cp | run | compare | curve | sites | merge | port | check | report | doctor`.
+"""The command line: `galenic ls | show | cp | run | compare | curve | sites | merge | port | events | forecast | check | report | doctor`.
 
 Only typer and the standard library are imported at the top: `galenic ls` answers at once.
 """
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from galenic.app.commands import looking, merging, porting, recipes, running
+from galenic.app.commands import events, forecasting, looking, merging, porting, recipes, running
 
 app = typer.Typer(
     name="galenic",
@@ -36,7 +36,7 @@ def galenic(
         raise typer.Exit
 
 
-for part in (recipes, running, merging, porting, looking):
+for part in (recipes, running, merging, porting, events, forecasting, looking):
     app.add_typer(part.app)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from galenic.app.keys import Key
     from galenic.core.recipes import Recipe
     from galenic.core.run import Run
+    from galenic.data.events.ingest import Summary
     from galenic.merging.patches import Portability
 
 # Into a pipe or a file there is no width to fit; 80 would cut what a person greps for.
@@ -134,7 +135,8 @@ def points(found: Mapping[str, Any], key: str) -> None:
     """
     rows: dict[str, dict[str, str]] = {}
     for point in found["points"]:
-        name = f"{point[key]} a class" if key == "shots" else str(point[key])
+        plain = key != "shots" or point[key] == "all"
+        name = str(point[key]) if plain else f"{point[key]} {found['of']}"
         rows.setdefault(point["recipe"], {})[name] = _figure(point)
     for row in found.get("summary", ()):
         rows[row["recipe"]] |= {name: _figure(row[name]) for name in ("mean", "worst")}
@@ -228,6 +230,32 @@ def ported(known: Portability) -> None:
         out.print(Text(f"left out: {name} ({why})", style="yellow"))
     for line in known.warnings:
         out.print(Text(f"warning: {line}", style="yellow"))
+
+
+def read_events(made: Summary) -> None:
+    """Print what `galenic events read` read, and how often it left something out, by the reason."""
+    out = console()
+    kinds = ", ".join(f"{name} {count:,}" for name, count in sorted(made.sources.items()))
+    out.print(Text(f"{made.events:,} events of {made.patients:,} patients: {kinds}"))
+    reasons: Counter[tuple[str, bool]] = Counter()
+    for row in made.rejected.iter_rows(named=True):
+        # Details, such as the units of one code, are in the report.
+        reasons[row["reason"].partition(":")[0], row["kept"]] += row["count"]
+    table = _table("count", "", "reason")
+    for (reason, kept), count in reasons.most_common():
+        table.add_row(f"{count:,}", "kept" if kept else "left out", Text(reason))
+    if reasons:
+        out.print(table)
+
+
+def labelled(task: str, counts: Mapping[str, Any]) -> None:
+    """Print how many samples a task has, and why others are none."""
+    out = console()
+    out.print(Text(task))
+    positive = share(counts["positive"] / counts["samples"]) if counts["samples"] else "-"
+    out.print(Text(f"{counts['samples']:,} samples, {counts['positive']:,} positive ({positive})"))
+    for name, count in counts["excluded"].items():
+        out.print(Text(f"excluded, {name}: {count:,}"))
 
 
 def diagnosis(found: Mapping[str, Any]) -> None:
