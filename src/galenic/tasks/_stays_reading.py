@@ -1,0 +1,128 @@
+"""From events and cutoffs to what the network of a stay reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+
+from galenic.core.errors import ConfigError, DataError
+from galenic.core.progress import tell
+from galenic.core.seeding import rng
+from galenic.data.cohort import Cohort
+from galenic.data.events.channels import Channels
+from galenic.data.events.series import Counts, Notes, Series, last_notes, windows
+from galenic.data.manifest import require_column
+from galenic.tasks._stays_config import Config
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is known of every stay before its cutoff.
+
+    Attributes:
+        series: By name of the modality.
+        channels: What is measured, by name of the modality.
+        notes: None where they are no modality.
+        counts: How many events, notes and stays there are, and what was left out why.
+    """
+
+    series: dict[str, Series]
+    channels: dict[str, Channels]
+    notes: Notes | None
+    counts: Counts
+
+
+def reading(events: pl.DataFrame, cohort: Cohort, train: Array, config: Config) -> Reading:
+    """Cut the windows of all stays; channels are chosen and scaled by those of training.
+
+    Raises:
+        DataError: If stays and events do not fit, or a modality is nowhere.
+        ConfigError: If a code of the panel is no channel, or none is left.
+    """
+    asked = config.modalities
+    found, counts = windows(events, cutoffs(cohort), config.series.window_hours)
+    if counts["stays"] == counts["stays_of_unknown_patients"]:
+        raise DataError(
+            f"None of the {counts['stays']} stays is of a patient of the event table.",
+            where=f"{cohort.name}, column 'patient_id'",
+            expected="the patients as the event table names them",
+        )
+    series: dict[str, Series] = {}
+    channels: dict[str, Channels] = {}
+    if names := [name for name in asked if name != "notes"]:
+        at = config.series
+        every = Channels.fit(found, train, names=at.channels, levels=at.levels, least=at.least)
+        whole, left = every.series(found, len(cohort))
+        counts |= left
+        if at.keep < 1:
+            whole = whole.thinned(at.keep, rng(config.seed, "keep"))
+        for name in names:
+            places = _places(every.names, at.panel, panel=name == "panel")
+            channels[name], series[name] = every.of(places), whole.of(places)
+    notes = None
+    if "notes" in asked:
+        notes, left = last_notes(found, len(cohort), config.series.notes)
+        counts |= left
+        _check_notes(notes, counts)
+    return Reading(series, channels, notes, counts)
+
+
+def _places(names: Sequence[str], codes: Sequence[str], *, panel: bool) -> list[int]:
+    """Where the channels of the panel are, or the others."""
+    if unknown := set(codes) - set(names):
+        raise ConfigError(
+            f"'{min(unknown)}' is no channel.",
+            where="series.panel",
+            expected=", ".join(names[:30]),
+        )
+    places = [at for at, name in enumerate(names) if (name in codes) == panel]
+    if not places:
+        raise ConfigError(
+            "All channels are in the panel: none is left for the series.",
+            where="series.panel",
+            next_step="modalities=[panel]",
+        )
+    return places
+
+
+def _check_notes(notes: Notes, counts: Counts) -> None:
+    if not notes.texts:
+        raise DataError(
+            "No stay has a note in its window.",
+            where=f"{counts['notes_before']} notes are earlier, {counts['notes_after']} later, "
+            f"{counts['notes_untimed']} without a time",
+            expected="events of source note",
+            next_step="modalities=[series], or check cutoff and window",
+        )
+    if lacking := counts["stays_without_notes"]:
+        tell(f"{lacking} of {counts['stays']} stays have no note: they are kept.")
+
+
+def cutoffs(cohort: Cohort) -> pl.DataFrame:
+    """`patient_id` and `cutoff` of every stay.
+
+    Raises:
+        DataError: If a column is not there, or a cutoff is no time.
+    """
+    for column in ("patient_id", "cutoff"):
+        require_column(column, cohort.table.columns)
+    given = cohort.table["cutoff"]
+    times = pd.to_datetime(given, utc=True, errors="coerce", format="ISO8601")
+    bad = times.isna() | pd.api.types.is_numeric_dtype(given)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise DataError(
+            f"{int(bad.sum())} stay(s) have no cutoff that is a time.",
+            where=f"{cohort.name}, row {row}, column 'cutoff'",
+            expected="2026-01-31T08:00:00Z; without a zone it is UTC",
+        )
+    naive = times.dt.tz_localize(None).dt.as_unit("us")
+    table = pd.DataFrame({"patient_id": cohort.table["patient_id"].astype(str), "cutoff": naive})
+    return pl.from_pandas(table).with_columns(pl.col("cutoff").dt.replace_time_zone("UTC"))

@@ -1,0 +1,242 @@
+"""Outcomes of stays from irregular series and notes.
+
+Zhang et al., "Improving Medical Predictions by Irregular Multimodal Electronic Health Records
+Modeling", ICML 2023, arXiv 2210.12156.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from galenic.core.config import parse
+from galenic.core.files import atomic_write
+from galenic.core.prediction import evaluating
+from galenic.core.run import Run
+from galenic.core.seeding import seed_everything
+from galenic.data.cohort import Cohort
+from galenic.data.events import label, read
+from galenic.data.events.channels import Channels
+from galenic.data.events.definitions import load as load_definition
+from galenic.data.events.grid import summaries
+from galenic.models.backbone import Backbone, open_backbone
+from galenic.models.irregular import GridNetwork, ResidualHead, Sizes, StayNetwork
+from galenic.objectives.classification import Classifier
+from galenic.pipeline.config import DEFAULT_BACKBONES, open_cohort
+from galenic.pipeline.encoder import PooledEncoder
+from galenic.pipeline.frozen import Rows
+from galenic.pipeline.inputs import Inputs
+from galenic.pipeline.opening import describe, weights_of
+from galenic.pipeline.stays import StayCollate, StayEncoder, Stays, note_inputs
+from galenic.tasks import classify
+from galenic.tasks._stays_config import Config
+from galenic.tasks._stays_reading import reading
+from galenic.tasks._stays_trees import tree_logits
+
+Array = np.ndarray[Any, np.dtype[Any]]
+NETWORK = "network.safetensors"
+READS_COHORT = False
+
+
+def run(config: Config, run: Run) -> None:
+    """Read events, cut windows, train, predict, score and explain.
+
+    Raises:
+        GalenicError: For anything the user can put right.
+    """
+    classify.carry_out(config, run, StaysJob)
+
+
+def load(run: Run) -> tuple[StaysJob, Classifier]:
+    """The fitted objective of a finished run, and the job that knows its data."""
+    config = parse(Config, run.config)
+    seed_everything(config.seed)
+    job = StaysJob(classify.quickened(config) if config.quick else config, run)
+    classify.restored(job)
+    job.network.load_state_dict(load_file(run.path / NETWORK))
+    return job, job.objective.eval()
+
+
+class StaysJob(classify.Job):
+    """One run over stays, step by step.
+
+    Attributes:
+        stays: What is read.
+        channels: What is measured, by name of the modality.
+        text: Reads the notes; None without them.
+        network: Reads all else, and the features of the notes.
+    """
+
+    config: Config
+    stays: Stays
+    channels: dict[str, Channels]
+    network: nn.Module
+
+    def __init__(self, config: Config, run: Run) -> None:
+        self.text: Backbone | None = None
+        super().__init__(config, run, opener=self._open, head=self._head_of)
+        self.collate = StayCollate(self.text)  # type: ignore[assignment]
+        if self.frozen and self.text is not None and isinstance(self.stays.read, Inputs):
+            started = time.perf_counter()
+            rows = range(len(self.stays.read))
+            self.stays.read = self._cache().pooled(self.text, self.stays.read, rows)
+            self.feature_seconds += time.perf_counter() - started
+
+    # Reading ----------------------------------------------------------------------------
+
+    def _cohort(self) -> Cohort:
+        """The stays: of the manifest, or as the definition makes them."""
+        config = self.config
+        events = read(config.data, mapping=config.mapping, timezone=config.timezone)
+        self.events = events.frame
+        self.run.write_table("rejected.parquet", events.rejected.to_pandas())
+        table: Any = config.stays
+        if table is None:
+            asked = config.definition
+            rule = load_definition(asked) if isinstance(asked, str) else asked
+            table = label(self.events, rule).to_pandas()
+        columns = config.columns.model_copy(update={"inputs": ["cutoff"]})
+        return open_cohort(table, columns, quick=config.quick)
+
+    def _open(self, cohort: Cohort, train: Array, run: Run, **_: Any) -> tuple[Backbone, Any]:
+        """Cut the windows, and build the network for what is in them."""
+        at = self.config.series
+        found = reading(self.events, cohort, train, self.config)
+        del self.events
+        self.channels, notes = found.channels, found.notes
+        states = {name: channels.state() for name, channels in found.channels.items()}
+        run.write_json("series.json", {"counts": found.counts, "channels": states})
+        run.update_provenance(data=describe(cohort) | {"events": found.counts})
+        read = None
+        if notes is not None:
+            self.text = self._open_text()
+            run.update_provenance(weights=weights_of(self.text))
+            read = note_inputs(notes, self.text)
+        steps = at.steps or max(1, round(at.window_hours))
+        self.stays = Stays(found.series, at.window_hours, steps, notes, read)
+        self.network = self._network(steps)
+        return self.text or open_backbone("builtin:table"), self.stays
+
+    def _open_text(self) -> Backbone:
+        config = self.config
+        return open_backbone(
+            DEFAULT_BACKBONES["text"] if config.backbone == "auto" else config.backbone,
+            modality="text",
+            max_length=config.input.max_length,
+            pool=config.pool,
+        )
+
+    # Building ---------------------------------------------------------------------------
+
+    def _network(self, steps: int) -> nn.Module:
+        at = self.config.network
+        if at.kind == "trees":
+            return nn.Identity()
+        counts = {name: len(channels.names) for name, channels in self.channels.items()}
+        if at.kind == "gru":
+            return GridNetwork(counts["series"], at.width)
+        sizes = Sizes(steps, at.width, at.time_width, at.layers, at.heads, at.dropout)
+        width = None if self.text is None else self.text.width
+        return StayNetwork(counts, width, sizes=sizes, level=at.gate, fusion=at.fusion)
+
+    def _head_of(self, job: classify.Job) -> nn.Module:
+        if self.config.network.kind == "trees":
+            return nn.Identity()
+        kind = self.label.kind
+        outputs = 1 if kind in ("binary", "continuous") else len(self.label.classes)
+        width = int(self.network.width)  # type: ignore[arg-type]
+        return ResidualHead(width, outputs, self.config.network.dropout)
+
+    def _pooled_encoder(self) -> nn.Module:
+        if self.config.network.kind == "trees":
+            return PooledEncoder(self.backbone)
+        text = None if self.text is None else PooledEncoder(self.text)
+        encoder = StayEncoder(self.network, text)
+        self.stays.epochs = encoder.set_epoch
+        return encoder
+
+    def _depths(self) -> dict[str, int] | None:
+        """The text network is one layer down: `schedule.layer_decay` is its share of the rate."""
+        if self.config.schedule.layer_decay == 1.0:
+            return None
+        names = (name for name, _ in self.objective.named_parameters())
+        return {name: int(not name.startswith("encoder.text.")) for name in names}
+
+    # Doing ------------------------------------------------------------------------------
+
+    def rows(self, part: str, *, training: bool = False) -> Rows:
+        """The stays of one part."""
+        rows = getattr(self.splits, part)
+        labels = self.training_targets if part != "test" else self.targets
+        if self.config.network.kind == "trees":
+            return Rows(rows, labels, ahead={"features": self._trees()[rows]})
+        return Rows(rows, labels, inputs=self.stays)  # type: ignore[arg-type]
+
+    def _trees(self) -> Array:
+        if "trees" not in self._features:
+            started = time.perf_counter()
+            table = summaries(self.stays.series["series"])
+            self._features["trees"] = tree_logits(
+                self.label.kind, table, self.training_targets, self.splits.train, self.config.seed
+            )
+            self.fit_seconds += time.perf_counter() - started
+        return self._features["trees"]
+
+    def evaluate(self) -> None:
+        """Predict, write every number, and say what the network looked at."""
+        super().evaluate()
+        if isinstance(self.network, StayNetwork):
+            self._explain(self.network)
+
+    def _explain(self, network: StayNetwork) -> None:
+        """Write the gates of the test stays over time, and the share of each channel."""
+        loader = DataLoader(
+            self.rows("test"),
+            batch_size=self.config.schedule.eval_batch_size,
+            collate_fn=self.collate,
+        )
+        gates, shares = [], []
+        with evaluating(network):
+            batches = [{n: x.to(network.queries.device) for n, x in b.items()} for b in loader]
+            for name, channels in self.channels.items():
+                found = [network.explain(name, **batch) for batch in batches]
+                gates += self._gates(name, [gate for gate, _ in found])
+                if found[0][1] is not None:
+                    mean = torch.cat([s for _, s in found if s is not None]).mean(dim=0).tolist()
+                    shares += [(name, c, v) for c, v in zip(channels.names, mean, strict=True)]
+        if gates:
+            self.run.write_table("gates.parquet", pd.concat(gates, ignore_index=True))
+        if shares:
+            columns = ["modality", "channel", "share"]
+            self.run.write_table("attention.parquet", pd.DataFrame(shares, columns=columns))
+
+    def _gates(self, modality: str, found: list[Tensor | None]) -> list[pd.DataFrame]:
+        """One row a test stay and step; a stay with one gate has one row, without an hour."""
+        known = [gate.cpu() for gate in found if gate is not None]
+        if not known:
+            return []
+        values = torch.cat(known).numpy()
+        count, steps = values.shape
+        hours = np.linspace(0, self.config.series.window_hours, steps)
+        return [
+            pd.DataFrame(
+                {
+                    "modality": modality,
+                    "row": np.repeat(self.splits.test, steps),
+                    "hour": np.tile(hours if steps > 1 else np.nan, count),
+                    "gate": values.ravel(),
+                }
+            )
+        ]
+
+    def save(self) -> None:
+        """Write what was trained, in safetensors."""
+        super().save()
+        atomic_write(self.run.path / NETWORK, save(self.network.state_dict()))
