@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,3 +34,9 @@ class SampleCohort:
     patient_id: str | None = None
     kind: LabelKind | None = None
     root: Path | None = None
+
+
+def samples_folder() -> Path:
+    """Where samples that are written once are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "galenic" / "samples"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 from galenic.core.errors import MissingExtraError
 from galenic.core.files import atomic_folder
 from galenic.core.fingerprint import fingerprint_bytes
-from galenic.data.samples._sample import SampleCohort
+from galenic.data.samples._sample import SampleCohort, samples_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SIDE = 16
@@ -39,7 +38,7 @@ def build() -> SampleCohort:
     images = {part: nibabel.load(source / NAME.format(part)) for part in ("t1", "gm", "wm")}
     t1, grey, white = (np.asarray(image.dataobj) for image in images.values())
     table = _cubes(grey / 255.0, white / 255.0, t1 > 0)
-    root = _folder() / f"mni-tissue-{fingerprint_bytes(t1.tobytes(), str(SIDE))[:12]}"
+    root = samples_folder() / f"mni-tissue-{fingerprint_bytes(t1.tobytes(), str(SIDE))[:12]}"
     if not root.is_dir():
         with atomic_folder(root) as aside:
             for name, x, y, z in table[["file", "x", "y", "z"]].itertuples(index=False):
@@ -69,8 +68,3 @@ def _cubes(grey: Array, white: Array, inside: Array) -> pd.DataFrame:
         block = f"block {x // BLOCK}-{y // BLOCK}-{z // BLOCK}"
         rows.append((f"{x}-{y}-{z}.nii.gz", tissue, block, x * SIDE, y * SIDE, z * SIDE))
     return pd.DataFrame(rows, columns=["file", "tissue", "block", "x", "y", "z"])
-
-
-def _folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "galenic" / "samples"

@@ -1,0 +1,287 @@
+"""Detection: boxes in images, scored by box, by slice and by patient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from galenic import tuners
+from galenic.core.config import parse
+from galenic.core.files import atomic_write
+from galenic.core.fingerprint import fingerprint_module
+from galenic.core.inputs import InputSpec
+from galenic.core.meters import count_parameters
+from galenic.core.prediction import predict
+from galenic.core.progress import tell
+from galenic.core.run import Run
+from galenic.core.seeding import rng, seed_everything
+from galenic.core.trainer import Validation, fit
+from galenic.data.box_cohort import boxes_of, sizes_of
+from galenic.data.boxes import Boxes, Found
+from galenic.data.labels import refuse_unseen, require_seen
+from galenic.data.prevalence import PrevalenceConfig, counts_of, make_prevalence_split
+from galenic.data.splits import PARTS, make_splits
+from galenic.evaluation.detection import coco, match
+from galenic.models.detection.fcos import Fcos
+from galenic.models.detection.huggingface import open_detector
+from galenic.objectives.detection import Detection
+from galenic.pipeline.balance import balance_of
+from galenic.pipeline.boxed import BoxRows, collate, found_of, truth_of
+from galenic.pipeline.config import open_cohort
+from galenic.pipeline.opening import describe, open_inputs
+from galenic.tasks._cost import measured
+from galenic.tasks._detect_config import Config
+from galenic.tasks._detect_results import write_results
+from galenic.tasks.classify import quickened
+
+__all__ = ["FILES", "TABLE", "Config", "Job", "load", "run"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+# What a run writes; nobody is classified.
+FILES = (
+    "config.yaml",
+    "provenance.json",
+    "status.json",
+    "log.jsonl",
+    "splits.json",
+    "metrics.json",
+    "cost.json",
+    "detection.json",
+    "detections.json",
+    "slices.parquet",
+    "patients.parquet",
+    "detector.safetensors",
+)
+TABLE = "slices.parquet"
+BACKBONE = "pyramid.backbone."
+
+
+def run(config: Config, run: Run) -> None:
+    """Open, split, train, detect and score; every file of `run` is written.
+
+    Raises:
+        GalenicError: For anything the user can put right.
+    """
+    config = _asked(config)
+    measured(run, config.seed, lambda: Job(config, run))
+
+
+def _asked(config: Config) -> Config:
+    if not config.quick:
+        return config
+    # A few rows seldom hold patients of both kinds.
+    found: Config = quickened(config).model_copy(update={"prevalence": PrevalenceConfig()})
+    return found
+
+
+def load(run: Run) -> tuple[Job, nn.Module]:
+    """The trained detector of a finished run, and the job that knows its data."""
+    config = _asked(parse(Config, run.config))
+    # A network with random weights is drawn again, as the run drew it.
+    seed_everything(config.seed)
+    job = Job(config, run)
+    if job.adapted:
+        tuners.load(job.detector.backbone, job.tuner, run.path / "adapter")
+    state = load_file(run.path / "detector.safetensors")
+    job.detector.load_state_dict({**job.detector.state_dict(), **state})
+    return job, job.detector.eval()
+
+
+class Job:
+    """One detect run, step by step; each step leaves what the next one needs.
+
+    Args:
+        config: What to do.
+        run: Where it goes.
+    """
+
+    def __init__(self, config: Config, run: Run) -> None:
+        self.config, self.run = config, run
+        self.fit_seconds = self.feature_seconds = 0.0
+        self.steps = 0
+        self.cohort = open_cohort(config.data, config.columns, quick=config.quick)
+        whole = make_splits(self.cohort, config.split, config.seed)
+        label = self.cohort.label
+        if label is not None and label.kind != "boxes":
+            require_seen(label, self.cohort.targets(), whole)
+        self.sizes = sizes_of(self.cohort)
+        self.boxes, self.faults = boxes_of(self.cohort, self.sizes)
+        assert label is not None
+        self.classes = label.classes
+        self.positive = np.array([len(boxes) > 0 for boxes in self.boxes])
+        patients = self.cohort.patient_ids
+        self.splits = make_prevalence_split(
+            whole, patients, self.positive, config.prevalence, config.seed
+        )
+        self._refuse_unseen(label.columns[0])
+        self.native = {
+            part: counts_of(getattr(whole, part), patients, self.positive) for part in PARTS
+        }
+        self._describe()
+        self.taught = self._shuffled() if config.shuffle_labels else self.boxes
+        self.tuner = tuners.parse_tuner(config.tuner)
+        self.detector, self.inputs = self._open()
+        self.objective = Detection(
+            self.detector, config.detector.box_loss, penalty=self.hooks.penalty
+        )
+        self.parameters = count_parameters(self.objective)
+
+    # Building ---------------------------------------------------------------------------
+
+    def _refuse_unseen(self, column: str) -> None:
+        def named(rows: Array) -> set[int]:
+            return {int(code) for row in rows for code in self.boxes[row].classes}
+
+        later = named(np.concatenate([self.splits.val, self.splits.test]))
+        unseen = sorted(later - named(self.splits.train))
+        refuse_unseen([self.classes[code] for code in unseen], column)
+
+    def _describe(self) -> None:
+        parts = {part: getattr(self.splits, part).tolist() for part in PARTS}
+        used = {
+            part: counts_of(getattr(self.splits, part), self.cohort.patient_ids, self.positive)
+            for part in PARTS
+        }
+        document = {"how": self.config.split.how, "seed": self.config.seed}
+        counts = {part: len(rows) for part, rows in parts.items()}
+        prevalence = {"native": self.native, "used": used}
+        self.run.write_json(
+            "splits.json", document | {"counts": counts, "prevalence": prevalence, **parts}
+        )
+        if self.faults.lost:
+            tell(f"{self.faults.lost} boxes without area in the image are left out.")
+
+    def _shuffled(self) -> list[Boxes]:
+        """Boxes of other images in training and validation, at the same place of the image."""
+        known = np.concatenate([self.splits.train, self.splits.val])
+        shuffled = list(self.boxes)
+        for row, other in zip(
+            known, rng(self.config.seed, "shuffle").permutation(known), strict=True
+        ):
+            theirs, own = (tuple(self.sizes[place]) for place in (other, row))
+            shuffled[row] = self.boxes[other].scaled(theirs, own)
+        return shuffled
+
+    def _open(self) -> tuple[Any, InputSpec]:
+        config = self.config.detector
+        most, overlap = config.most, config.overlap
+        if config.kind == "fcos":
+            backbone, _ = open_inputs(
+                self.cohort,
+                self.splits.train,
+                self.run,
+                backbone=self.config.backbone,
+                config=self.config.input,
+            )
+            tuners.attach(backbone, self.tuner)
+            self.hooks = tuners.hooks(backbone, self.tuner)
+            detector = Fcos(
+                backbone,
+                len(self.classes),
+                width=config.width,
+                strides=config.strides,
+                most=most,
+                overlap=overlap,
+            )
+            return detector, backbone.inputs
+        self.hooks = tuners.Hooks()
+        network = open_detector(config.kind, self.classes, most=most, overlap=overlap)
+        inputs = network.inputs
+        if (sides := self.config.input.sides) is not None:
+            inputs = replace(inputs, size=(sides, sides) if isinstance(sides, int) else sides)
+        self.run.update_provenance(
+            data=describe(self.cohort),
+            weights={"backbone": config.kind, "fingerprint": fingerprint_module(network)},
+        )
+        return network, inputs
+
+    @property
+    def adapted(self) -> bool:
+        """Whether a backbone below the detector trains."""
+        return isinstance(self.detector, Fcos) and any(
+            parameter.requires_grad for parameter in self.detector.backbone.parameters()
+        )
+
+    def rows(self, part: str, *, training: bool = False) -> BoxRows:
+        """The images of one part with the boxes that are taught."""
+        return BoxRows(
+            self.cohort,
+            getattr(self.splits, part),
+            self.taught,
+            self.sizes,
+            self.inputs,
+            augment=self.config.input.augment if training else None,
+            seed=self.config.seed,
+        )
+
+    # Doing ------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Fit the detector, watched by average precision on validation."""
+        held = self.rows("val")
+        truth = truth_of(self.taught, held.rows)
+
+        def monitor(outputs: dict[str, Array]) -> dict[str, float]:
+            found = self._found(outputs["detections"], held.rows)
+            matched = match(truth, found, len(held), len(self.classes))
+            figures = coco(matched, np.ones((1, len(held))))[0]
+            return {"map_50": float(np.nan_to_num(figures[1]))}
+
+        train = self.rows("train", training=True)
+        targets = self.positive[train.rows].astype(np.int64)
+        drawn = balance_of(self.config.schedule.balance, self.cohort, train.rows, targets)
+        for stage in self.hooks.begun(self.detector):
+            result = fit(
+                self.objective,
+                train,
+                schedule=self.config.schedule.model_copy(update=dict(stage.schedule)),
+                collate=collate,
+                folder=self.run.path / "checkpoints" / stage.name,
+                seed=self.config.seed,
+                validation=Validation(held, monitor),
+                sample_weights=drawn.weights,
+                sample_groups=drawn.groups,
+                after_step=self.hooks.after_step,
+                log=self.run.log,
+                resume=self.run.resumed,
+            )
+            self.fit_seconds += result.seconds
+            self.steps += result.steps
+
+    def _found(self, detections: Array, rows: Array) -> Found:
+        assert self.inputs.size is not None
+        height, width = self.inputs.size
+        least = self.config.detector.least_score
+        return found_of(detections, self.sizes[rows], (width, height), least)
+
+    def evaluate(self) -> None:
+        """Detect in validation and test, and write every number."""
+        found = {}
+        for part in ("val", "test"):
+            detections = predict(
+                self.objective,
+                self.rows(part),
+                collate=collate,
+                batch_size=self.config.schedule.eval_batch_size,
+            )["detections"]
+            found[part] = self._found(detections, getattr(self.splits, part))
+        write_results(self, found)
+
+    def save(self) -> None:
+        """Write what was trained, in safetensors."""
+        if self.adapted:
+            tuners.save(self.detector.backbone, self.tuner, self.run.path / "adapter")
+        atomic_write(self.run.path / "detector.safetensors", save(_own(self.detector)))
+
+
+def _own(detector: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a detector but those of a backbone below it; tied ones are copied."""
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in detector.state_dict().items()
+        if not (isinstance(detector, Fcos) and name.startswith(BACKBONE))
+    }
