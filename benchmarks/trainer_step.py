@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import SavedTensors, Times, alternate, write_result
-from galenic.core.optim import cosine_factor, parameter_groups
+from galenic.core.optim import parameter_groups, rate_factor
 from galenic.core.sampling import EpochSampler
 from galenic.core.schedule import Schedule
 from galenic.core.trainer import fit
@@ -100,7 +100,7 @@ def with_fit(objective: Objective, data: Phrases) -> None:
 def by_hand(objective: Objective, data: Phrases) -> None:
     """The peer: what one would write with torch alone."""
     adam = torch.optim.AdamW(parameter_groups(objective, SCHEDULE), lr=SCHEDULE.lr)
-    pace = torch.optim.lr_scheduler.LambdaLR(adam, cosine_factor(SCHEDULE, len(data) // BATCH))
+    pace = torch.optim.lr_scheduler.LambdaLR(adam, rate_factor(SCHEDULE, len(data) // BATCH))
     order = EpochSampler(len(data), 0)
     torch.manual_seed(0)
     objective.train()

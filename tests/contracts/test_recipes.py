@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from galenic import launch
 from galenic.core import registry
@@ -43,7 +44,80 @@ def cohort_for(recipe: Recipe, folder: Path) -> Path | str | None:
     if not task.Config.model_fields["data"].is_required():
         return None
     modalities = recipe.about.modalities
+    if modalities == ["events"]:
+        return histories(folder)
+    if recipe.task == "detect":
+        return "sample:brain_slices"
+    if recipe.task == "segment":
+        return masked(folder)
+    if "image" in modalities and "text" not in modalities:
+        return pictures(folder)
     return tracings(folder) if modalities == ["ecg"] else "sample:icd10"
+
+
+def histories(folder: Path) -> Path:
+    """Sixty patients in hospital, one in three of whom dies there, as a folder of MEDS."""
+    shard = folder / "meds" / "data" / "0.parquet"
+    if shard.is_file():
+        return shard.parents[1]
+    rng = np.random.default_rng(0)
+    first = pd.Timestamp("2026-01-01")
+    rows = []
+    for number in range(60):
+        sick = number % 3 == 0
+        end = first + pd.Timedelta(days=9 if sick else 4)
+        own = [
+            {"code": "MEDS_BIRTH", "time": pd.Timestamp("1960-06-01")},
+            {"code": "ENCOUNTER//IMP", "time": first, "end": end},
+        ]
+        own += [
+            {"code": "LAB//sodium", "time": first + pd.Timedelta(hours=hour),
+             "numeric_value": 138 + 6 * sick + rng.normal()}
+            for hour in range(1, 60, 6)
+        ]  # fmt: skip
+        own += [{"code": "MEDS_DEATH", "time": end}] * sick
+        rows += [row | {"subject_id": number + 1} for row in own]
+    shard.parent.mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(shard)
+    return shard.parents[1]
+
+
+def pictures(folder: Path) -> Path:
+    """Forty pictures of two patterns, and their manifest."""
+    manifest = folder / "pictures.csv"
+    if manifest.is_file():
+        return manifest
+    rng = np.random.default_rng(0)
+    places = np.arange(48)
+    rows = []
+    for number in range(40):
+        waves = np.sin(places / (2 + 3 * (number % 2)))[:, None] * np.cos(places / 4)
+        pixels = 128 + 60 * waves + rng.normal(0, 8, waves.shape)
+        name = f"p{number:02d}.png"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
+        rows.append({"patient_id": number, "image": name, "label": f"pattern {number % 2}"})
+    pd.DataFrame(rows).to_csv(manifest, index=False)
+    return manifest
+
+
+def masked(folder: Path) -> Path:
+    """Thirty pictures of a bright square each, their masks, and their manifest."""
+    manifest = folder / "masked.csv"
+    if manifest.is_file():
+        return manifest
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(30):
+        mask = np.zeros((48, 48), np.uint8)
+        first, second = rng.integers(4, 24, 2)
+        mask[first : first + 16, second : second + 16] = 1
+        pixels = 90 + 90 * mask + rng.normal(0, 10, mask.shape)
+        row = {"patient_id": number, "image": f"m{number}.png", "mask": f"m{number}-mask.png"}
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / row["image"])
+        Image.fromarray(mask).save(folder / row["mask"])
+        rows.append(row)
+    pd.DataFrame(rows).to_csv(manifest, index=False)
+    return manifest
 
 
 def tracings(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from galenic.core.errors import ConfigError, DataError, GalenicError, RunError
-from galenic.core.optim import cosine_factor, parameter_groups
+from galenic.core.optim import parameter_groups, rate_factor
 from galenic.core.sampling import EpochBatches, EpochSampler
 from galenic.core.schedule import Schedule
 from galenic.core.trainer import Validation, fit
@@ -89,7 +89,7 @@ def by_hand(objective: nn.Module, data: Points, schedule: Schedule) -> None:
     order = EpochSampler(len(data), 5)
     batches = EpochBatches(order, schedule.batch_size)
     updates = -(-len(batches) // schedule.accumulate)
-    factor = cosine_factor(schedule, int(schedule.epochs * updates))
+    factor = rate_factor(schedule, int(schedule.epochs * updates))
     peaks = [group["lr"] for group in groups]
     step = 0
     objective.train()

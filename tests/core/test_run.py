@@ -199,6 +199,12 @@ def test_files(started: Run) -> None:
     pd.testing.assert_frame_equal(found, table.reset_index(drop=True))
     started.write_text("README.md", "Grüße")
     assert (started.path / "README.md").read_text(encoding="utf-8") == "Grüße"
+    started.main = False
+    started.write_bytes("masks/1.png", b"of a process that does not write")
+    assert not (started.path / "masks").exists()
+    started.main = True
+    started.write_bytes("masks/1.png", b"\x89PNG")
+    assert (started.path / "masks" / "1.png").read_bytes() == b"\x89PNG"
     started.log({"step": 1, "loss": 0.5})
     started.log({"step": 2, "loss": math.nan})
     assert [event["loss"] for event in started.events()] == [0.5, None]

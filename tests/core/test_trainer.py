@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from galenic.core.errors import GalenicError
-from galenic.core.optim import cosine_factor, parameter_groups
+from galenic.core.optim import parameter_groups, rate_factor
 from galenic.core.sampling import EpochSampler
 from galenic.core.schedule import Schedule
 from galenic.core.trainer import Validation, fit
@@ -194,7 +194,7 @@ def test_vectors_do_not_decay_and_rates_fall_with_depth() -> None:
 
 
 def test_warmup_then_cosine_down_to_the_floor() -> None:
-    factor = cosine_factor(Schedule(lr=1.0, min_lr=0.1, warmup=10), 110)
+    factor = rate_factor(Schedule(lr=1.0, min_lr=0.1, warmup=10), 110)
     rates = [factor(step) for step in range(111)]
     assert np.all(np.diff(rates[:11]) > 0)
     assert np.all(np.diff(rates[11:]) < 0)

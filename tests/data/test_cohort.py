@@ -190,9 +190,12 @@ def test_sample_of_icd10_keeps_categories_together() -> None:
     assert len(np.unique(cohort.patient_ids)) == cohort.table["category"].nunique()
 
 
-def test_a_label_that_names_files_is_refused(real_data: Path) -> None:
+def test_a_label_that_names_files_is_a_mask_or_refused(real_data: Path) -> None:
+    masks = Cohort.open(real_data / "msd_hippocampus/cases.csv")
+    assert masks.label is not None and masks.label.kind == "mask"
+    assert masks.read_mask(0).voxels.shape == masks.read(0)["image"].voxels.shape
     with pytest.raises(DataError, match="names files"):
-        Cohort.open(real_data / "msd_hippocampus/cases.csv")
+        Cohort.open(real_data / "als_voice/speakers.csv", inputs=["file"], label="file")
 
 
 def test_several_labels_may_stand_in_one_cell() -> None:
@@ -219,3 +222,13 @@ def test_a_site_may_be_a_number() -> None:
     sites = table(90, 1).assign(site=[59, 71, 122] * 30)
     splits = make_splits(Cohort.open(sites), SplitConfig(how="leave_site_out", site=59), 0)  # type: ignore[arg-type]
     assert set(sites["site"].iloc[splits.test]) == {59}
+
+
+@pytest.mark.parametrize("length", [200, 300, 900, 5000])
+def test_words_of_any_length_are_text(tmp_path: Path, length: int) -> None:
+    said = [("no fever, no cough. " * length)[:length] + str(row) for row in range(4)]
+    table = pd.DataFrame({"patient_id": range(4), "said": said, "label": list("abab")})
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    cohort = Cohort.open(tmp_path / "cohort.csv", inputs=["said"])
+    assert cohort.inputs == {"said": "text"}
+    assert cohort.read(3)["said"] == said[3]

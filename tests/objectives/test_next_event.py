@@ -54,6 +54,19 @@ def test_the_loss_is_that_of_each_history_alone() -> None:
         assert net(**both)["loss"].item() == pytest.approx(total / count, rel=1e-5)
 
 
+def test_sums_of_each_history_are_told() -> None:
+    net, both = objective(), batch()
+    with torch.no_grad():
+        found = net(**both)
+        for row, length in enumerate((9, 5)):
+            alone = net(**{k: v[row : row + 1, :length] for k, v in both.items()})
+            assert found["tokens"][row] == length - 1 == alone["tokens"]
+            assert found["nll"][row].item() == pytest.approx(alone["loss"].item() * (length - 1))
+            hidden = net.network(**both).last_hidden_state[row, : length - 1]
+            likeliest = net.decoder(hidden).argmax(-1)
+            assert found["hits"][row] == (likeliest == both["input_ids"][row, 1:length]).sum()
+
+
 def test_padding_changes_neither_loss_nor_gradient() -> None:
     results = []
     for fill in (0, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 import time
@@ -77,9 +78,9 @@ def _newest(out: Path, since: float) -> Path | None:
 
 
 def _of_system(error: OSError) -> GalenicError:
-    return GalenicError(
-        f"The system refused: {error.strerror or error}.", where=str(error.filename or "")
-    )
+    # A name that is too long is a cell of words: a patient's, perhaps.
+    where = "" if error.errno == errno.ENAMETOOLONG else str(error.filename or "")
+    return GalenicError(f"The system refused: {error.strerror or error}.", where=where)
 
 
 def _of_memory() -> GalenicError:

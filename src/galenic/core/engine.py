@@ -23,7 +23,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from galenic.core import checkpoint
 from galenic.core.errors import ConfigError, GalenicError
 from galenic.core.files import atomic_folder, atomic_json
-from galenic.core.optim import cosine_factor, optimiser, parameter_groups
+from galenic.core.optim import optimiser, parameter_groups, rate_factor
 from galenic.core.plan import Plan, arguments
 from galenic.core.prediction import predict, to_device
 from galenic.core.sampling import EpochBatches, EpochSampler
@@ -120,11 +120,15 @@ class Engine(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, decayed and paced by :mod:`galenic.core.optim`."""
         if self.optimizer is None:
-            groups = parameter_groups(self.model, self.schedule, self.plan.depths)
-            self.optimizer = optimiser(groups, self.schedule.lr)
+            groups = parameter_groups(self.model, self.schedule, self.plan.depths, self.plan.rates)
+            self.optimizer = optimiser(groups, self.schedule)
         # Only these have gradients; the frozen ones need not be walked at every step.
         self._train_these = [p for p in self.model.parameters() if p.requires_grad]
+        self.model.__dict__["zero_grad"] = self._zero_grad
         return self.optimizer
+
+    def _zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -132,7 +136,7 @@ class Engine(Trainer):
         """Warm-up and cosine."""
         if self.lr_scheduler is None:
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, cosine_factor(self.schedule, num_training_steps)
+                optimizer or self.optimizer, rate_factor(self.schedule, num_training_steps)
             )
         return self.lr_scheduler
 

@@ -1,4 +1,4 @@
-"""AdamW with decay where it belongs, rates by depth, warm-up and cosine."""
+"""AdamW with decay where it belongs, rates by depth, warm-up and a falling rate."""
 
 from __future__ import annotations
 
@@ -14,26 +14,31 @@ from galenic.core.schedule import Schedule
 
 
 def parameter_groups(
-    module: nn.Module, schedule: Schedule, depths: Mapping[str, int] | None = None
+    module: nn.Module,
+    schedule: Schedule,
+    depths: Mapping[str, int] | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser, one a pair of depth and decay.
+    """Groups for an optimiser, one for each depth, decay and factor of the rate.
 
     Vectors (biases, norms, scales) are never decayed. With `depths` the rate of depth d is
-    lr * layer_decay ** (deepest - d), as in Clark et al. (2020) and BEiT.
+    lr * layer_decay ** (deepest - d), as in Clark et al. (2020) and BEiT; `rates` holds a further
+    factor of some parameters.
 
     Raises:
         ConfigError: If nothing trains.
     """
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, float], dict[str, Any]] = {}
     deepest = max(depths.values(), default=0) if depths else 0
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         depth = depths.get(name, deepest) if depths else 0
         decays = parameter.ndim > 1
-        rate = schedule.lr * schedule.layer_decay ** (deepest - depth)
+        factor = rates.get(name, 1.0) if rates else 1.0
+        rate = schedule.lr * schedule.layer_decay ** (deepest - depth) * factor
         group = groups.setdefault(
-            (depth, decays),
+            (depth, decays, factor),
             {
                 "params": [],
                 "lr": rate,
@@ -46,26 +51,28 @@ def parameter_groups(
     return list(groups.values())
 
 
-def optimiser(groups: list[dict[str, Any]], lr: float) -> torch.optim.AdamW:
-    """AdamW over `groups`, in one kernel where the device has it.
-
-    Args:
-        groups: Of :func:`parameter_groups`.
-        lr: For groups that name none.
-    """
+def optimiser(groups: list[dict[str, Any]], schedule: Schedule) -> torch.optim.AdamW:
+    """AdamW over `groups` of :func:`parameter_groups`, in one kernel where the device has it."""
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    return torch.optim.AdamW(groups, lr=lr, fused=devices <= {"cpu"} or devices <= {"cuda"})
+    return torch.optim.AdamW(
+        groups,
+        lr=schedule.lr,
+        betas=(0.9, schedule.beta2),
+        fused=devices <= {"cpu"} or devices <= {"cuda"},
+    )
 
 
-def cosine_factor(schedule: Schedule, steps: int) -> Callable[[int], float]:
-    """Factor of the rate at each step: linear warm-up, then cosine down to `min_lr`."""
+def rate_factor(schedule: Schedule, steps: int) -> Callable[[int], float]:
+    """Factor of the rate at each step: linear warm-up, then down to `min_lr`."""
     warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * steps
     floor = schedule.min_lr / schedule.lr
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(steps - warmup, 1)
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+        linear = schedule.decay == "linear"
+        left = 1 - progress if linear else 0.5 * (1 + math.cos(math.pi * progress))
+        return floor + (1 - floor) * left
 
     return factor

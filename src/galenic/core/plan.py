@@ -49,6 +49,7 @@ class Plan:
         sample_weights: Relative chance of each sample, or None.
         sample_groups: Group of each sample, where batches hold all groups alike, or None.
         depths: Depth of each parameter by name, or None.
+        rates: Factor of the rate of some parameters by name, or None.
         after_step: Called with (steps done, steps in all) after every optimiser step.
     """
 
@@ -60,6 +61,7 @@ class Plan:
     sample_weights: Array | None = None
     sample_groups: Array | None = None
     depths: Mapping[str, int] | None = None
+    rates: Mapping[str, float] | None = None
     after_step: Callable[[int, int], None] | None = None
 
     def steps(self, world: int) -> int:

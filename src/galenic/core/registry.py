@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
+from galenic.core.config import Config, parse
 from galenic.core.errors import ConfigError, nearest
 
 
@@ -40,3 +43,26 @@ def load(package: str, name: str) -> ModuleType:
             expected=f"one of {', '.join(known)}" if known else "",
         )
     return importlib.import_module(f"{package}.{wanted}")
+
+
+def parse_method(package: str, values: Mapping[str, Any], key: str, example: str) -> Config:
+    """The typed configuration in `values`, whose key `method` names a module of `package`.
+
+    Args:
+        package: Where the methods are; each module has a `Config` with the field `method`.
+        values: Method and its own keys.
+        key: Where `values` stand in the task's config, for the errors.
+        example: A method, for the errors.
+
+    Raises:
+        ConfigError: If the method or a key is unknown (naming the nearest) or a value is wrong.
+    """
+    method = values.get("method")
+    if not isinstance(method, str):
+        raise ConfigError(
+            f"Key '{key}.method' got {method!r}.",
+            where=key,
+            expected=f"one of {', '.join(modules(package))}, for example method: {example}",
+        )
+    kind: type[Config] = load(package, method).Config
+    return parse(kind, {**values, "method": kind.model_fields["method"].default}, key)

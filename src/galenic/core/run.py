@@ -231,6 +231,11 @@ class Run:
         if self.main:
             atomic_write(self.path / name, text)
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file of any kind, atomically."""
+        if self.main:
+            atomic_write(self.path / name, content)
+
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write a table as Parquet, atomically, without its index."""
         import io

@@ -56,6 +56,7 @@ def fit(
     sample_weights: Array | None = None,
     sample_groups: Array | None = None,
     depths: Mapping[str, int] | None = None,
+    rates: Mapping[str, float] | None = None,
     after_step: Callable[[int, int], None] | None = None,
     log: Log | None = None,
     resume: bool = False,
@@ -78,6 +79,7 @@ def fit(
         sample_weights: Relative chance of each sample, for balanced drawing.
         sample_groups: Group of each sample; every batch holds all groups in equal share.
         depths: Depth of each parameter by name, for `schedule.layer_decay`.
+        rates: Factor of the rate of some parameters by name.
         after_step: Called with (steps done, steps in all) after every optimiser step.
         log: Receives every event.
         resume: Go on from the last whole checkpoint in `folder`, to the same end, bit for bit;
@@ -93,7 +95,7 @@ def fit(
     started = time.perf_counter()
     plan = Plan(
         train, collate, schedule, seed, validation, sample_weights, sample_groups, depths,
-        after_step,
+        rates, after_step,
     )  # fmt: skip
     _check(plan, folder, resume)
     history: list[dict[str, Any]] = []
@@ -116,6 +118,7 @@ def fit(
         finally:
             # Mixed precision wraps `forward`; the caller gets the objective without it.
             engine.accelerator.unwrap_model(engine.model_wrapped, keep_fp32_wrapper=False)
+            vars(objective).pop("zero_grad", None)
             if not own_forward:
                 vars(objective).pop("forward", None)
             engine.accelerator.free_memory()

@@ -10,6 +10,7 @@ import numpy as np
 from galenic.core.errors import DataError
 from galenic.data.boxes import Boxes, areas, clipped, read_boxes
 from galenic.data.cohort import Cohort
+from galenic.data.labels import require_kind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -58,15 +59,7 @@ def boxes_of(cohort: Cohort, sizes: Array) -> tuple[list[Boxes], BoxFaults]:
     Raises:
         DataError: If the label holds no boxes.
     """
-    label = cohort.label
-    if label is None or label.kind != "boxes":
-        held = "no label" if label is None else f"{label.kind} labels in '{label.columns[0]}'"
-        raise DataError(
-            f"The cohort has {held}, no boxes.",
-            where=cohort.name,
-            expected="a column of boxes as JSON",
-            next_step="--label COLUMN",
-        )
+    label = require_kind(cohort.label, "boxes", cohort.name)
     raw = read_boxes(cohort.table, label.columns, label.classes)
     kept = [clipped(boxes, _pair(size)) for boxes, size in zip(raw, sizes, strict=True)]
     flat = [row for row, boxes in enumerate(raw) if (areas(boxes.corners) <= 0).any()]

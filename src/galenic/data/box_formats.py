@@ -46,7 +46,11 @@ def read_coco(path: Path) -> pd.DataFrame:
                 expected="bbox [x, y, width, height], and a category_id of the file",
             ) from None
         if image not in files:
-            raise DataError(f"There is no image {image}.", where=f"{path.name}, annotation {place}")
+            raise DataError(
+                "The annotation is of an image that is not there.",
+                where=f"{path.name}, annotation {place}",
+                expected="an image_id of the file",
+            )
         boxes[image].append([x, y, x + width, y + height, name])
     folder = "" if (path.parent / next(iter(files.values()), "")).is_file() else "images"
     known = ("id", "file_name", "width", "height")
@@ -119,7 +123,7 @@ def _yolo_box(line: str, size: tuple[int, int], names: list[str] | None, where: 
         code = int(number)
     except ValueError:
         raise DataError(
-            f"'{line}' is no box.", where=where, expected="class x y width height"
+            "The line is no box.", where=where, expected="class x y width height"
         ) from None
     if names is not None and not 0 <= code < len(names):
         raise DataError(

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from galenic.core.errors import DataError, GalenicError
+from galenic.data.box_cohort import boxes_of, sizes_of
 from galenic.data.cohort import Cohort
 from galenic.data.duplicates import near_pairs
 from galenic.data.labels import require_seen
+from galenic.data.masks import MOST_VALUES, survey
 from galenic.data.seen import Seen, everything
 from galenic.data.splits import PARTS, SplitConfig, Splits, make_splits
 
@@ -22,6 +24,8 @@ Level = Literal["error", "warning", "info"]
 OUTLIER = 5.0
 SHOWN_ROWS = 20
 RARE_CLASS = 5
+# The commonest class has so many times the samples of the rarest: accuracy says little.
+IMBALANCE = 10
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,10 @@ def _counts(cohort: Cohort) -> dict[str, int]:
     targets = cohort.targets()
     if cohort.label.kind == "continuous":
         return {"known": int((~np.isnan(targets)).sum())}
+    if cohort.label.kind == "boxes":
+        return {"with boxes": int(targets.sum()), "without": int((targets == 0).sum())}
+    if cohort.label.kind == "mask":
+        return {"with masks": int((targets >= 0).sum())}
     if cohort.label.kind == "multilabel":
         return {n: int((targets[:, i] == 1).sum()) for i, n in enumerate(cohort.label.classes)}
     return {n: int((targets == i).sum()) for i, n in enumerate(cohort.label.classes)}
@@ -117,6 +125,10 @@ def _counts(cohort: Cohort) -> dict[str, int]:
 def _labels(cohort: Cohort, splits: Splits | None) -> list[Finding]:
     if cohort.label is None:
         return [Finding("warning", "no-label", "The cohort has no label column.")]
+    if cohort.label.kind == "boxes":
+        return _boxes(cohort)
+    if cohort.label.kind == "mask":
+        return _masks(cohort)
     found = []
     targets = cohort.targets()
     if splits is not None:
@@ -124,8 +136,7 @@ def _labels(cohort: Cohort, splits: Splits | None) -> list[Finding]:
             require_seen(cohort.label, targets, splits)
         except DataError as error:
             found.append(Finding("error", "unseen-class", error.found))
-    unknown = np.isnan(targets) if targets.dtype.kind == "f" else targets < 0
-    missing = unknown.reshape(len(targets), -1).all(axis=1)
+    missing = _unknown(targets).all(axis=1)
     if missing.any():
         text = f"{int(missing.sum())} of {len(cohort)} rows have no label; they are left out."
         found.append(Finding("warning", "missing-label", text, _rows(np.flatnonzero(missing))))
@@ -133,7 +144,85 @@ def _labels(cohort: Cohort, splits: Splits | None) -> list[Finding]:
     if rare:
         names = ", ".join(f"{name} ({n})" for name, n in list(rare.items())[:8])
         found.append(Finding("warning", "rare-class", f"Classes with under {RARE_CLASS}: {names}."))
+    return found + _classes(cohort, targets)
+
+
+def _unknown(targets: Array) -> Array:
+    """Which targets nobody gave, [n, labels]."""
+    unknown: Array = np.isnan(targets) if targets.dtype.kind == "f" else targets < 0
+    return unknown.reshape(len(targets), -1)
+
+
+def _classes(cohort: Cohort, targets: Array) -> list[Finding]:
+    """Classes out of balance, of few patients, or in an order that nobody gave."""
+    label = cohort.label
+    if label is None or label.kind not in ("binary", "multiclass", "ordinal"):
+        return []
+    found = []
+    counts = {name: n for name, n in _counts(cohort).items() if n}
+    most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    if counts[most] >= IMBALANCE * counts[least]:
+        text = (
+            f"'{most}' has {counts[most]} samples and '{least}' {counts[least]}: accuracy hides the "
+            "rare class; look at macro F1 and at the recall of each."
+        )
+        found.append(Finding("warning", "imbalance", text))
+    patients = [
+        (name, len(np.unique(cohort.patient_ids[targets == place])))
+        for place, name in enumerate(label.classes)
+    ]
+    few = [f"{name} ({n})" for name, n in patients if n < RARE_CLASS <= counts.get(name, 0)]
+    if few:
+        text = f"Classes of under {RARE_CLASS} patients, whatever their samples: {', '.join(few)}."
+        found.append(Finding("warning", "few-patients", text))
+    if label.kind == "ordinal" and not all(_is_number(name) for name in label.classes):
+        text = f"The grades are words; they are taken in this order: {', '.join(label.classes)}."
+        found.append(Finding("warning", "order", text))
     return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _boxes(cohort: Cohort) -> list[Finding]:
+    try:
+        faults = boxes_of(cohort, sizes_of(cohort))[1]
+    except DataError as error:
+        return [Finding("error", "boxes", error.message.replace("\n", "; "))]
+    found = []
+    for code, rows, text in (
+        ("box-empty", faults.flat, "boxes without area"),
+        ("box-outside", faults.outside, "boxes that reach beyond the image"),
+    ):
+        if len(rows):
+            text = f"{len(rows)} of {len(cohort)} images have {text}."
+            found.append(Finding("warning", code, text, _rows(rows)))
+    return found
+
+
+def _masks(cohort: Cohort) -> list[Finding]:
+    seen = survey(cohort)
+    faults = seen.faults
+    kinds: tuple[tuple[Level, str, Sequence[int], str], ...] = (
+        ("error", "mask-size", faults.size, "masks have another size than their pictures"),
+        ("error", "mask-spacing", faults.spacing, "masks have another spacing than their pictures"),
+        ("warning", "mask-missing", faults.missing, "rows name no mask; they are left out"),
+        ("warning", "mask-empty", faults.empty, "masks are background everywhere"),
+    )
+    found = [
+        Finding(level, code, f"{len(rows)} of {len(cohort)} {text}.", _rows(rows))
+        for level, code, rows, text in kinds
+        if rows
+    ]
+    if len(seen.values) > MOST_VALUES:
+        text = f"The masks hold {len(seen.values)} values: greys of one structure need a threshold."
+        found.append(Finding("warning", "mask-greys", text))
+    return found + _unreadable(Seen(broken=list(faults.broken)))
 
 
 def _missing(cohort: Cohort) -> list[Finding]:
@@ -163,9 +252,14 @@ def _copies(cohort: Cohort, seen: Seen, part: Array) -> list[Finding]:
     # Sets: a row of several inputs may repeat in each of them.
     crossing: set[int] = set()
     repeated: set[int] = set()
+    torn: set[int] = set()
+    targets = np.empty((len(cohort), 0)) if cohort.label is None else cohort.targets()
+    known_label: Array = np.logical_not(_unknown(targets).any(axis=1))
     for rows in seen.content.values():
         if len(rows) < 2:
             continue
+        if len({targets[row].tobytes() for row in rows if known_label[row]}) > 1:
+            torn.update(rows)
         parts = set(part[rows].tolist()) - {-1}
         if len(parts) > 1:
             crossing.update(rows)
@@ -178,6 +272,9 @@ def _copies(cohort: Cohort, seen: Seen, part: Array) -> list[Finding]:
     if repeated:
         text = f"{len(repeated)} rows repeat the content of another patient's row."
         found.append(Finding("warning", "same-content", text, _rows(sorted(repeated))))
+    if torn:
+        text = f"{len(torn)} rows have the same content and different labels."
+        found.append(Finding("warning", "label-conflict", text, _rows(sorted(torn))))
     known = set(crossing) | set(repeated)
     pairs = [
         (seen.look[a][0], seen.look[b][0])

@@ -180,6 +180,24 @@ class Cohort:
         """
         return {column: self._read(row, column, kind) for column, kind in self.inputs.items()}
 
+    def read_mask(self, row: int) -> Any:
+        """What the mask of one row holds, as its reader gives it; the label is a mask.
+
+        Raises:
+            DataError: If the file is missing or broken.
+        """
+        assert self.label is not None
+        return self._read(row, self.label.columns[0], "mask")
+
+    def mask_header(self, row: int) -> Header | None:
+        """What the mask's file says about itself; None where it does not.
+
+        Raises:
+            DataError: As :meth:`read_mask`.
+        """
+        assert self.label is not None
+        return self._header(row, self.label.columns[0], "mask")
+
     def _read(self, row: int, column: str, kind: str) -> Any:
         if kind == "table":
             return self.table.loc[row, list(self.feature_columns)]
@@ -191,7 +209,7 @@ class Cohort:
 
     def _cell(self, row: int, column: str, kind: str) -> str | Path:
         """The text of a cell, or the path it names."""
-        cell = self.table[column].iloc[row]
+        cell: Any = self.table.at[row, column]
         if pd.isna(cell):
             if kind == "text":
                 return ""
@@ -241,7 +259,7 @@ class Cohort:
         try:
             yield
         except DataError as error:
-            cell = self.table[column].iloc[row]
+            cell: Any = self.table.at[row, column]
             raise DataError(
                 error.found,
                 where=f"{self.name}, row {row}, column '{column}': {cell}",

@@ -10,17 +10,21 @@ import numpy as np
 import pandas as pd
 
 from galenic.core.errors import DataError
+from galenic.data.boxes import has_box, is_boxes, names_of
+from galenic.data.mask_cells import are_masks
 from galenic.data.readers import modality_of
 
 # Classes that an error lists.
 SHOWN = 5
 Array = np.ndarray[Any, np.dtype[Any]]
-LabelKind = Literal["binary", "multiclass", "multilabel", "ordinal", "continuous"]
-KINDS = ("binary", "multiclass", "multilabel", "ordinal", "continuous")
+LabelKind = Literal["binary", "multiclass", "multilabel", "ordinal", "continuous", "boxes", "mask"]
+KINDS = ("binary", "multiclass", "multilabel", "ordinal", "continuous", "boxes", "mask")
 # More distinct numbers than this, and a numeric column is a measurement, not a class.
 MOST_NUMERIC_CLASSES = 20
 # Between the names in one cell, as in PTB-XL (';') and ChestX-ray14 ('|').
 BETWEEN = r"[;|]"
+# What a column of such a kind holds.
+HELD = {"boxes": "a column of boxes as JSON", "mask": "a column that names a mask file a row"}
 
 
 @dataclass(frozen=True)
@@ -28,15 +32,20 @@ class LabelSpec:
     """What is to be predicted.
 
     Attributes:
-        kind: binary, multiclass, multilabel, ordinal or continuous.
+        kind: binary, multiclass, multilabel, ordinal, continuous, boxes or mask.
         columns: The manifest columns that hold it.
         classes: Names in the order of their codes; the columns for multilabel, or the names in
-            the cells of its one column; () if continuous.
+            the cells of its one column; () if continuous or a mask.
     """
 
     kind: LabelKind
     columns: tuple[str, ...]
     classes: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Logits that say it: one for a value and for the second of two classes."""
+        return 1 if self.kind in ("binary", "continuous") else len(self.classes)
 
 
 class Parts(Protocol):
@@ -57,6 +66,10 @@ def infer(table: pd.DataFrame, columns: Sequence[str], kind: LabelKind | None = 
         DataError: If nothing is labelled, only one class is there, or values do not fit `kind`.
     """
     columns = tuple(columns)
+    if kind == "boxes" or (kind is None and is_boxes(columns, table[columns[0]])):
+        return LabelSpec("boxes", columns, names_of(table, columns))
+    if kind == "mask" or (kind is None and len(columns) == 1 and are_masks(table[columns[0]])):
+        return LabelSpec("mask", columns)
     if kind == "multilabel" and len(columns) == 1 and _is_words(table[columns[0]]):
         names = _listed(table[columns[0]]).explode().dropna().unique()
         return LabelSpec("multilabel", columns, tuple(sorted(names)))
@@ -106,11 +119,17 @@ def encode(spec: LabelSpec, table: pd.DataFrame) -> Array:
 
     Returns:
         int64 [n] with -1 for a missing label (binary, multiclass, ordinal); float32 [n, C] with
-        NaN for unknown (multilabel); float32 [n] with NaN for missing (continuous).
+        NaN for unknown (multilabel); float32 [n] with NaN for missing (continuous); int64 [n], 1
+        where there is a box (boxes: a blank cell is an image without any); int64 [n], 0 where a
+        mask is named and -1 where none is (mask).
 
     Raises:
         DataError: If a value is none of the classes.
     """
+    if spec.kind == "boxes":
+        return has_box(table, spec.columns)
+    if spec.kind == "mask":
+        return np.where(table[spec.columns[0]].isna(), -1, 0).astype(np.int64)
     if spec.kind == "multilabel" and spec.classes != spec.columns:
         return _indicators(spec, table[spec.columns[0]])
     if spec.kind == "multilabel":
@@ -135,10 +154,22 @@ def require_seen(spec: LabelSpec, targets: Array, parts: Parts) -> None:
 
     Raises:
         DataError: If a class of validation or test is never seen in training, or training has
-            one class only.
+            one class only, or the label holds boxes or masks.
     """
     if spec.kind == "continuous":
         return
+    if spec.kind == "boxes":
+        raise DataError(
+            f"Label column '{spec.columns[0]}' holds boxes.",
+            expected="a class or a number a row",
+            next_step="galenic run brain-tumor-ptp, which detects, or another --label",
+        )
+    if spec.kind == "mask":
+        raise DataError(
+            f"Label column '{spec.columns[0]}' names masks.",
+            expected="a class or a number a row",
+            next_step="galenic run segment, or another --label",
+        )
     if spec.kind == "multilabel":
         for place, name in enumerate(spec.classes):
             known = targets[parts.train, place]
@@ -151,17 +182,49 @@ def require_seen(spec: LabelSpec, targets: Array, parts: Parts) -> None:
     seen = set(targets[parts.train].tolist()) - {-1}
     later = set(targets[np.concatenate([parts.val, parts.test])].tolist()) - {-1}
     unseen = sorted(later - seen)
-    if unseen:
-        names = ", ".join(f"'{spec.classes[code]}'" for code in unseen[:SHOWN])
-        names += f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
-        raise DataError(
-            f"Never seen in training: {names}.",
-            where=f"label column '{spec.columns[0]}'",
-            expected="every class of validation and test in training too",
-            next_step="Leave the class out, or split otherwise.",
-        )
+    refuse_unseen([spec.classes[code] for code in unseen], spec.columns[0])
     if len(seen) < 2:
         raise DataError("Training has only one class.", where=f"column '{spec.columns[0]}'")
+
+
+def require_kind(spec: LabelSpec | None, kind: Literal["boxes", "mask"], name: str) -> LabelSpec:
+    """The label of a cohort, which is of the kind that a task needs.
+
+    Args:
+        spec: Of the cohort.
+        kind: Of the task.
+        name: Of the cohort.
+
+    Raises:
+        DataError: If it is of another kind, or there is none.
+    """
+    if spec is not None and spec.kind == kind:
+        return spec
+    held = "no label" if spec is None else f"{spec.kind} labels in '{spec.columns[0]}'"
+    raise DataError(
+        f"The cohort has {held}, but the task needs the kind '{kind}'.",
+        where=name,
+        expected=HELD[kind],
+        next_step="--label COLUMN",
+    )
+
+
+def refuse_unseen(classes: Sequence[str], column: str) -> None:
+    """Refuse classes that only validation or test has.
+
+    Raises:
+        DataError: If there is one; names them.
+    """
+    if not classes:
+        return
+    names = ", ".join(f"'{name}'" for name in classes[:SHOWN])
+    names += f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
+    raise DataError(
+        f"Never seen in training: {names}.",
+        where=f"label column '{column}'",
+        expected="every class of validation and test in training too",
+        next_step="Leave the class out, or split otherwise.",
+    )
 
 
 def _is_words(values: pd.Series) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -11,12 +12,14 @@ from typing import Any
 import pandas as pd
 
 from galenic.core.errors import DataError, GalenicError, nearest
+from galenic.data.box_formats import is_yolo, read_coco, read_yolo
 from galenic.data.readers import LONGEST_CELL, is_here, modality_in, modality_of
 
 ROLES = {
     "patient_id": ("patient_id", "patientid", "subject_id", "subject", "patient", "uniquepid",
                    "speaker_id", "case_id", "person_id", "recordid", "encounter_id"),
-    "label": ("label", "labels", "target", "class", "diagnosis", "diagnosis_label", "y"),
+    "label": ("label", "labels", "target", "class", "diagnosis", "diagnosis_label", "y", "boxes",
+              "mask"),
     "site": ("site", "site_code", "hospital", "hospitalid", "centre", "center", "institution"),
     "date": ("date", "recording_date", "study_date", "acquired", "admission_date"),
     "split": ("split", "fold_name", "partition"),
@@ -30,13 +33,13 @@ PROTEIN = r"[ACDEFGHIKLMNPQRSTVWYXBZ]{20,}"
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV, TSV, Parquet or JSON Lines file, or a folder of class folders.
+    """A CSV, TSV, Parquet, JSON Lines or COCO file, or a folder of class folders or of YOLO.
 
     Raises:
         DataError: If it is missing, empty, or of no such kind.
     """
     if path.is_dir():
-        return _class_folders(path)
+        return read_yolo(path) if is_yolo(path) else _class_folders(path)
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(
@@ -49,6 +52,8 @@ def read_table(path: Path) -> pd.DataFrame:
             return pd.read_parquet(path)
         if name.endswith((".jsonl", ".ndjson")):
             return pd.read_json(path, lines=True)
+        if name.endswith(".json"):
+            return read_coco(path)
         if name.endswith((".csv", ".tsv", ".txt")):
             return _read_csv(path, "\t" if name.endswith(".tsv") else ",")
     except (ValueError, OSError, EOFError, zlib.error) as error:
@@ -62,7 +67,7 @@ def read_table(path: Path) -> pd.DataFrame:
     raise DataError(
         f"'{path.suffix}' is no kind of manifest.",
         where=path.name,
-        expected=".csv, .tsv, .parquet, .jsonl (each may end in .gz), or a folder",
+        expected=".csv, .tsv, .parquet, .jsonl (each may end in .gz), a COCO .json, or a folder",
     )
 
 
@@ -166,8 +171,9 @@ def require_one_kind(values: pd.Series, root: Path) -> None:
         DataError: With the kinds of file that it names.
     """
     cells = values.dropna().astype(str)
-    first = [cell for cell in cells.head(LOOKED_INTO) if len(cell) < LONGEST_CELL]
-    if not any((root / cell).is_file() and Path(cell).suffix for cell in first):
+    # Unlike `Path.is_file`, this says no to a text too long for a name.
+    named = (cell for cell in cells.head(LOOKED_INTO) if os.path.isfile(root / cell))  # noqa: PTH113
+    if not any(Path(cell).suffix for cell in named):
         return
     counts = cells.map(lambda cell: Path(cell).suffix.lower()).value_counts()
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.items())

@@ -47,9 +47,25 @@ class Splits:
     val: Array
     test: Array
 
+    def to_dict(self, how: str, seed: int) -> dict[str, Any]:
+        """For `splits.json`: how they were made, counts, and the rows of each part."""
+        parts = {part: getattr(self, part).tolist() for part in PARTS}
+        counts = {part: len(rows) for part, rows in parts.items()}
+        return {"how": how, "seed": seed, "counts": counts, **parts}
+
+    def shuffled(self, rows: int, seed: int) -> Array:
+        """Row whose label each of all `rows` is taught in a control; those of test keep their own.
+
+        Rows of training and validation are drawn among each other.
+        """
+        source = np.arange(rows)
+        known = np.concatenate([self.train, self.val])
+        source[known] = np.random.default_rng([seed, 1]).permutation(known)
+        return source
+
 
 def make_splits(cohort: Cohort, config: SplitConfig, seed: int) -> Splits:
-    """Divide a cohort; rows without any label belong to no part.
+    """Divide a cohort; rows without any label belong to no part, unless no row has one.
 
     Raises:
         DataError: If a patient would stand in two parts, or a part would be empty.
@@ -58,13 +74,10 @@ def make_splits(cohort: Cohort, config: SplitConfig, seed: int) -> Splits:
     how = config.how
     if how == "auto":
         how = "given" if cohort.split_column else "stratified"
-    targets = cohort.targets()
-    missing = np.isnan(targets) if targets.dtype.kind == "f" else targets < 0
-    labelled = np.flatnonzero(~(missing.all(axis=1) if missing.ndim > 1 else missing))
+    labelled, strata = _labelled(cohort)
     groups = cohort.patient_ids[labelled]
     if config.by == ACCEPT:
         groups = np.arange(len(labelled))
-    strata = strata_of(cohort.label, targets[labelled]) if cohort.label else np.zeros(len(groups))
     if how == "given":
         parts = _given(cohort)[labelled]
     elif how == "leave_site_out":
@@ -88,6 +101,16 @@ def make_splits(cohort: Cohort, config: SplitConfig, seed: int) -> Splits:
     if config.by != ACCEPT:
         require_apart(cohort, splits)
     return splits
+
+
+def _labelled(cohort: Cohort) -> tuple[Array, Array]:
+    """Rows with a label, and the stratum of each; all rows where the cohort has none."""
+    if cohort.label is None:
+        return np.arange(len(cohort)), np.zeros(len(cohort), dtype=np.int64)
+    targets = cohort.targets()
+    missing = np.isnan(targets) if targets.dtype.kind == "f" else targets < 0
+    rows = np.flatnonzero(~(missing.all(axis=1) if missing.ndim > 1 else missing))
+    return rows, strata_of(cohort.label, targets[rows])
 
 
 def require_apart(cohort: Cohort, splits: Splits) -> None:

@@ -17,6 +17,7 @@ from galenic.core.inputs import InputSpec
 from galenic.data import augment as augmentation
 from galenic.data import ecg, leads
 from galenic.data.augment import AugmentConfig
+from galenic.data.crop import Box, cut
 from galenic.data.spectrogram import log_mel, log_spectrogram, resample
 from galenic.data.values import Image, Signal, Value, Volume
 
@@ -49,11 +50,7 @@ class Transform:
         """All random numbers for one sample; None where nothing varies."""
         if self.augment is None:
             return None
-        if self.spec.form == "signal" and self.spec.size is not None:
-            shape: tuple[int, ...] = (self.spec.channels, *self.spec.size)
-        else:
-            shape = self._plain(value).shape[-3:]
-        drawn = augmentation.draw(self.augment, rng, shape)
+        drawn = augmentation.draw(self.augment, rng, self._shape(value), self._voxel(value))
         if self.spec.ecg is not None and self.spec.channels == 1 and isinstance(value, Signal):
             # One lead has none to be zeroed beside it: it is another one that is fed.
             other = rng.random() < self.augment.one_channel
@@ -70,36 +67,67 @@ class Transform:
             value = self._rotated(value, params["rotation"])
         if params is not None and params.get("lead") is not None:
             value = self._lead(value, params["lead"])
-        array = self._plain(value)
+        array = self._plain(value, None if params is None else params["crop"])
         if params is not None:
             array = augmentation.apply(array, params)
         return self._normalised(array)
 
-    def _plain(self, value: Value) -> Array:
+    def _shape(self, value: Value) -> tuple[int, ...]:
+        """Of what is augmented, [C, ...]: for each slice, where a network of pictures reads some."""
+        spec = self.spec
+        if spec.size is not None and spec.form != "spectrogram":
+            return spec.channels, *spec.size
+        if isinstance(value, Image | Volume):
+            return spec.channels, *_sides(value)[-2 if spec.form == "image" else -3 :]
+        return self._plain(value).shape
+
+    def _voxel(self, value: Value) -> tuple[float, ...] | None:
+        """Size in mm along (D, H, W) of a voxel that the network sees, where known."""
+        if not isinstance(value, Volume) or value.spacing_mm is None:
+            return None
+        have = _sides(value)
+        want = self.spec.size if self.spec.form == "volume" and self.spec.size else have
+        return tuple(np.asarray(value.spacing_mm) * have / want)
+
+    def _plain(self, value: Value, crop: Box | None = None) -> Array:
         """The input in its final size, intensities 0..1 where it is a picture."""
         form = self.spec.form
         if isinstance(value, Signal):
+            if crop is not None:
+                raise DataError(
+                    f"A crop is cut from pictures, and this input is {self.modality}.",
+                    expected="an image or a volume",
+                    next_step="input.augment.crop=null",
+                )
             return self._signal(value)
         if isinstance(value, Image) and form == "image":
-            picture = scale(value.pixels)
-            return resize(fit_channels(picture, self.spec.channels), self.spec.size)
+            return self._fitted(scale(value.pixels), crop)
         if isinstance(value, Image) and form == "volume":
             value = Volume(value.pixels[:, None].astype(np.float32))
         if isinstance(value, Volume) and form == "volume":
-            voxels = fit_channels(scale(value.voxels), self.spec.channels)
-            return resize(voxels, self.spec.size)
+            return self._fitted(scale(value.voxels), crop)
         if isinstance(value, Volume) and form == "image":
             depth = value.voxels.shape[1]
             places = np.unique(np.linspace(0, depth - 1, SLICES).round().astype(int))
             # Every volume gives the same number of slices; a thin one repeats its own.
             places = places[np.linspace(0, len(places) - 1, SLICES).round().astype(int)]
             slices = scale(value.voxels)[:, places].swapaxes(0, 1)
-            fitted = np.stack([fit_channels(part, self.spec.channels) for part in slices])
-            return resize(fitted, self.spec.size)
+            return np.stack([self._fitted(part, crop) for part in slices])
         raise DataError(
             f"A {type(value).__name__.lower()} cannot be read by a network of {form}s.",
             next_step="Choose a backbone for this modality.",
         )
+
+    def _fitted(self, picture: Array, crop: Box | None) -> Array:
+        """Channels and size of the network; of a crop, by cubics, since it may grow."""
+        # Grey is repeated last, and colours are mixed first: what is resized is then the least.
+        if len(picture) > 1:
+            picture = fit_channels(picture, self.spec.channels)
+        if crop is None:
+            picture = resize(picture, self.spec.size)
+        else:
+            picture = resize(cut(picture, crop), self.spec.size, cubic=True).clip(0, 1)
+        return fit_channels(picture, self.spec.channels)
 
     def _rotated(self, value: Value, degrees: float) -> Value:
         if self.modality != "ecg" or not isinstance(value, Signal):
@@ -139,7 +167,14 @@ class Transform:
         trailing = () if self.spec.form == "spectrogram" else (1,) * len(self.spec.size or (1, 1))
         mean = np.asarray(self.spec.mean, np.float32).reshape(-1, *trailing)
         std = np.asarray(self.spec.std, np.float32).reshape(-1, *trailing)
-        return np.ascontiguousarray((array - mean) / std, dtype=np.float32)
+        result = np.ascontiguousarray(array - mean, dtype=np.float32)
+        return np.divide(result, std, out=result)
+
+
+def _sides(value: Image | Volume) -> tuple[int, int, int]:
+    """(D, H, W); a picture is one slice."""
+    layers = value.voxels if isinstance(value, Volume) else value.pixels[:, None]
+    return layers.shape[1:]
 
 
 @cache
@@ -159,7 +194,8 @@ def scale(values: Array) -> Array:
     """Intensities in 0..1: 8-bit by 255, all others by their 0.5 and 99.5 percentiles."""
     full = FULL_SCALE.get(values.dtype)
     if full is not None:
-        return values.astype(np.float32) / np.float32(full)
+        scaled = values.astype(np.float32)
+        return np.divide(scaled, np.float32(full), out=scaled)
     floats = values.astype(np.float32)
     low, high = np.percentile(floats, PERCENTILES)
     return np.clip((floats - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
@@ -186,16 +222,27 @@ def fit_channels(values: Array, channels: int) -> Array:
     )
 
 
-def resize(values: Array, size: tuple[int, ...] | None) -> Array:
-    """The last axes brought to `size`, linearly, with antialiasing where a picture shrinks."""
+def resize(values: Array, size: tuple[int, ...] | None, *, cubic: bool = False) -> Array:
+    """The last axes brought to `size`, with antialiasing where a picture shrinks.
+
+    Args:
+        values: [..., C, *sides].
+        size: The new sides; None leaves them.
+        cubic: By cubics, which a picture alone can be, instead of linearly.
+    """
     if size is None or values.shape[-len(size) :] == tuple(size):
         return values
-    tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    tensor = torch.from_numpy(np.require(values, np.float32, "W"))
     lead = values.shape[: -len(size)]
-    batch = tensor.reshape(-1, 1, *values.shape[-len(size) :])
+    # Channels stay channels: no copy, where they lie last in memory.
+    batch = tensor.reshape(-1, *lead[-1:], *values.shape[-len(size) :])
     if len(size) == 2:
         out = functional.interpolate(
-            batch, size, mode="bilinear", antialias=True, align_corners=False
+            batch,
+            size,
+            mode="bicubic" if cubic else "bilinear",
+            antialias=True,
+            align_corners=False,
         )
     else:
         out = functional.interpolate(batch, size, mode="trilinear", align_corners=False)

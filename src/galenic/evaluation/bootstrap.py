@@ -105,6 +105,24 @@ def resampled(metric: Callable[[Array], Array], groups: Array, resamples: int, s
     return np.concatenate(parts) if parts else np.empty(0)
 
 
+def estimates(
+    metric: Callable[[Array], Array], groups: Array, *, resamples: int, level: float, seed: int
+) -> list[Estimate]:
+    """Each column of a metric with its interval over patients.
+
+    Args:
+        metric: As for :func:`resampled`; from weights, too, that are floats.
+        groups: Patient of each sample [n].
+        resamples: How many; 0 for no intervals.
+        level: Of the intervals.
+        seed: Of the draws.
+    """
+    values = metric(np.ones((1, len(groups)))).reshape(-1)
+    drawn = resampled(metric, groups, resamples, seed).reshape(-1, len(values))
+    patients = len(np.unique(groups))
+    return [estimate(value, drawn[:, place], level, patients) for place, value in enumerate(values)]
+
+
 def estimate(value: float, values: Array, level: float, n: int) -> Estimate:
     """A figure with the percentile interval of its resampled values."""
     defined = values[~np.isnan(values)]

@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from galenic.evaluation import weighted
-from galenic.evaluation.bootstrap import estimate, resampled
+from galenic.evaluation.bootstrap import estimates
 from galenic.evaluation.metrics import decide
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -107,9 +107,7 @@ def calibrate(
         def metric(weights: Array, sure: Array = sure, right: Array = right) -> Array:
             return weighted.ece(sure, right, weights)
 
-        value = metric(np.ones((1, len(sure))))[0]
-        drawn = resampled(metric, patients, resamples, seed)
-        error = estimate(value, drawn, level, len(np.unique(patients)))
+        [error] = estimates(metric, patients, resamples=resamples, level=level, seed=seed)
         document[name] = {
             "ece": error.to_dict(),
             "nll": negative_log_likelihood(kind, y, logits / divisor),

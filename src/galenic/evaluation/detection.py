@@ -234,6 +234,7 @@ def recalls(matched: Matched, weights: Array) -> Array:
 
 
 NAMES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "recall_100")
+OF_CLASS = ("ap", "ap_50", "recall_50")
 
 
 def coco(matched: Matched, weights: Array) -> Array:
@@ -241,11 +242,18 @@ def coco(matched: Matched, weights: Array) -> Array:
 
     A mean over the classes that have boxes, NaN where none has.
     """
-    whole = precisions(matched, weights)
-    columns = [whole, whole[:, :1], whole[:, 5:6]]
+    return coco_by_class(matched, weights)[0]
+
+
+def coco_by_class(matched: Matched, weights: Array) -> tuple[Array, Array]:
+    """What :func:`coco` gives, and the figures of :data:`OF_CLASS` of each class [R, K, 3]."""
+    precision, recall = precisions(matched, weights), recalls(matched, weights)
+    columns = [precision, precision[:, :1], precision[:, 5:6]]
     columns += [precisions(matched, weights, area) for area in (1, 2, 3)]
-    columns.append(recalls(matched, weights))
-    return np.stack([_mean(values.reshape(len(weights), -1)) for values in columns], axis=1)
+    columns.append(recall)
+    means = [_mean(values.reshape(len(weights), -1)) for values in columns]
+    each = np.stack([precision.mean(axis=1), precision[:, 0], recall[:, 0]], axis=2)
+    return np.stack(means, axis=1), each
 
 
 def _mean(values: Array) -> Array:

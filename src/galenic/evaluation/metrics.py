@@ -9,7 +9,7 @@ import numpy as np
 
 from galenic.core.errors import ConfigError, DataError, nearest
 from galenic.evaluation import weighted
-from galenic.evaluation.bootstrap import Difference, Estimate, difference, estimate, resampled
+from galenic.evaluation.bootstrap import Difference, Estimate, difference, estimates, resampled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Metric = Callable[[Array], Array]
@@ -22,16 +22,29 @@ MAIN = {
     "continuous": "r2",
 }
 _CLASSES = (
-    "auroc", "auprc", "accuracy", "balanced_accuracy", "macro_f1", "mcc", "brier", "ece",
+    "auroc", "auprc", "accuracy", "balanced_accuracy", "macro_f1", "minority_recall", "mcc",
+    "brier", "ece",
 )  # fmt: skip
 NAMES = {
     "binary": _CLASSES,
     "multiclass": _CLASSES,
-    "ordinal": ("quadratic_kappa", *_CLASSES),
+    "ordinal": ("quadratic_kappa", "mae", *_CLASSES),
     "multilabel": ("auroc", "auprc", "macro_f1", "brier"),
     "continuous": ("r2", "mae", "rmse", "concordance"),
 }
-SMALLER_IS_BETTER = {"brier", "ece", "mae", "rmse", "control_cost"}
+SMALLER_IS_BETTER = {
+    "brier",
+    "ece",
+    "mae",
+    "rmse",
+    "control_cost",
+    "loss",
+    "image_loss",
+    "text_loss",
+    "hd95",
+    "assd",
+    "perplexity",
+}
 
 
 def greater_is_better(name: str) -> bool:
@@ -69,14 +82,8 @@ def evaluate(
     y, scores, groups = _checked(kind, y, scores, groups)
     chosen = _names(kind, names)
     metrics = _together(kind, y, scores, chosen)
-    values = metrics(np.ones((1, len(y))))[0]
-    drawn = resampled(metrics, groups, resamples, seed)
-    drawn = drawn.reshape(-1, len(chosen))
-    patients = len(np.unique(groups))
-    return {
-        name: estimate(values[place], drawn[:, place], level, patients)
-        for place, name in enumerate(chosen)
-    }
+    found = estimates(metrics, groups, resamples=resamples, level=level, seed=seed)
+    return dict(zip(chosen, found, strict=True))
 
 
 def point(kind: str, name: str, y: Array, scores: Array) -> float:
@@ -147,7 +154,9 @@ def _together(kind: str, y: Array, scores: Array, names: Sequence[str]) -> Metri
         "accuracy": weighted.accuracy,
         "balanced_accuracy": weighted.balanced_accuracy,
         "macro_f1": weighted.macro_f1,
+        "minority_recall": lambda table: weighted.class_rates(table)[0][:, rarest(y)],
         "mcc": weighted.mcc,
+        "mae": weighted.steps_away,
         "quadratic_kappa": weighted.quadratic_kappa,
     }
     single = _single(kind, y, scores)
@@ -166,6 +175,12 @@ def _together(kind: str, y: Array, scores: Array, names: Sequence[str]) -> Metri
         return np.stack(columns, axis=1)
 
     return compute
+
+
+def rarest(y: Array) -> int:
+    """The class with the fewest samples of those that occur in `y`, the first of several."""
+    classes, counts = np.unique(y, return_counts=True)
+    return int(classes[counts.argmin()])
 
 
 def decide(kind: str, scores: Array) -> tuple[Array, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from galenic.evaluation import weighted
-from galenic.evaluation.bootstrap import estimate, resampled
+from galenic.evaluation.bootstrap import estimates
 
 Array = np.ndarray[Any, np.dtype[Any]]
 RATES = ("sensitivity", "specificity", "ppv", "npv", "f1")
@@ -58,9 +58,10 @@ def youden(y: Array, scores: Array) -> tuple[float, float]:
     found, wrong = np.cumsum(positive)[last], np.cumsum(~positive)[last]
     if not len(last) or not found[-1] or not wrong[-1]:
         return float("nan"), float("nan")
-    gain = found / found[-1] - wrong / wrong[-1]
+    # In whole numbers: rounding must not part equal sums.
+    gain = found * wrong[-1] - wrong * found[-1]
     best = int(gain.argmax())
-    return float(scores[order][last[best]]), float(gain[best])
+    return float(scores[order][last[best]]), float(gain[best] / (found[-1] * wrong[-1]))
 
 
 def rates(y: Array, scores: Array, threshold: float, weights: Array) -> Array:
@@ -116,10 +117,7 @@ def operating_points(
         def metric(weights: Array, threshold: float = threshold) -> Array:
             return rates(y, scores, threshold, weights)
 
-        values = metric(np.ones((1, len(y))))[0]
-        drawn = resampled(metric, groups, resamples, seed).reshape(-1, len(RATES))
-        patients = len(np.unique(groups))
-        for place, name in enumerate(RATES):
-            entry[name] = estimate(values[place], drawn[:, place], level, patients).to_dict()
+        figures = estimates(metric, groups, resamples=resamples, level=level, seed=seed)
+        entry |= {name: f.to_dict() for name, f in zip(RATES, figures, strict=True)}
         found.append(entry)
     return found

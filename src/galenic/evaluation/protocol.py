@@ -12,6 +12,7 @@ from scipy.special import expit, softmax
 
 from galenic.core.config import Config
 from galenic.evaluation.calibration import calibrate
+from galenic.evaluation.classes import by_class
 from galenic.evaluation.labels import by_label
 from galenic.evaluation.metrics import MAIN, evaluate
 from galenic.evaluation.operating import operating_points
@@ -112,6 +113,10 @@ def score(
             (targets["test"], logits["test"]),
             groups["test"],
             **options,
+        )
+    if kind not in ("continuous", "multilabel"):
+        documents["classes.json"] = by_class(
+            kind, classes, targets["test"], scores["test"], groups["test"], **options
         )
     if kind == "binary":
         documents["operating.json"] = operating_points(

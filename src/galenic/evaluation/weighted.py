@@ -89,16 +89,28 @@ def accuracy(table: Array) -> Array:
     return _divide(np.trace(table, axis1=1, axis2=2), table.sum(axis=(1, 2)))
 
 
+def class_rates(table: Array) -> tuple[Array, Array, Array]:
+    """Recall, precision and F1 of each class, [R, C] each; NaN where there is nothing to count."""
+    right = np.diagonal(table, axis1=1, axis2=2)
+    truth, guess = table.sum(axis=2), table.sum(axis=1)
+    return _divide(right, truth), _divide(right, guess), _divide(2 * right, truth + guess)
+
+
 def balanced_accuracy(table: Array) -> Array:
     """Mean recall over the classes that occur."""
-    recall = _divide(np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2))
-    return _mean(recall)
+    return _mean(class_rates(table)[0])
 
 
 def macro_f1(table: Array) -> Array:
     """Mean F1 over the classes that occur in truth or prediction."""
-    right = np.diagonal(table, axis1=1, axis2=2)
-    return _mean(_divide(2 * right, table.sum(axis=2) + table.sum(axis=1)))
+    return _mean(class_rates(table)[2])
+
+
+def steps_away(table: Array) -> Array:
+    """Mean distance of prediction and truth in places of the scale, of ordinal classes."""
+    places = np.arange(table.shape[1])
+    away = np.abs(places[:, None] - places[None, :])
+    return _divide(np.einsum("rij,ij->r", table, away), table.sum(axis=(1, 2)))
 
 
 def mcc(table: Array) -> Array:

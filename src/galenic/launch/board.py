@@ -12,6 +12,10 @@ from galenic.core.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
+# Where masks were predicted: figures a case.
+CASES = "cases.parquet"
+PREDICTIONS = "predictions.parquet"
+
 
 def board(
     finished: Mapping[str, tuple[Recipe, Run]], failed: Mapping[str, GalenicError]
@@ -67,41 +71,43 @@ def _differences(
     first: Run,
 ) -> list[dict[str, Any]]:
     """Every arm against the best, paired by patient; none where no patient was predicted."""
-    if not (first.path / "predictions.parquet").is_file():
+    of_masks = (first.path / CASES).is_file()
+    name = CASES if of_masks else PREDICTIONS
+    if not (first.path / name).is_file():
         return []
     import numpy as np
-    import pandas as pd
 
+    from galenic.evaluation.masks import paired
     from galenic.evaluation.metrics import paired_difference
 
-    kind = first.read_json("metrics.json")["kind"]
-    config = first.config["score"]
-
-    def read(name: str) -> pd.DataFrame:
-        table = pd.read_parquet(finished[name][1].path / "predictions.parquet")
-        return table[table["split"] == "test"].sort_values("row", kind="stable")
+    tables = {str(row["recipe"]): _tested(finished[row["recipe"]][1], name) for row in rows}
+    (best, reference), *others = tables.items()
+    kind, config = first.read_json("metrics.json")["kind"], first.config["score"]
+    options = {key: config[key] for key in ("resamples", "level")}
+    options["seed"] = first.provenance["seed"]
+    groups = reference["group"].to_numpy()
 
     def values(table: pd.DataFrame, prefix: str) -> Any:
         array = table.filter(regex=rf"^{prefix}(_\d+)?$").to_numpy()
-        return array[:, 0] if array.shape[1] == 1 else array
+        return array[:, 0] if array.shape[1] == 1 and not of_masks else array
 
-    best = str(rows[0]["recipe"])
-    reference = read(best)
     found = []
-    for row in rows[1:]:
-        other = read(row["recipe"])
+    for recipe, other in others:
         if not np.array_equal(other["row"], reference["row"]):
             continue
-        difference = paired_difference(
-            kind,
-            metric,
-            values(reference, "label"),
-            values(reference, "score"),
-            values(other, "score"),
-            reference["group"].to_numpy(),
-            resamples=config["resamples"],
-            seed=first.provenance["seed"],
-            level=config["level"],
-        )
-        found.append({"a": best, "b": row["recipe"], "metric": metric, **difference.to_dict()})
+        if of_masks:
+            gap = paired(values(reference, metric), values(other, metric), groups, **options)
+        else:
+            scores = values(reference, "score"), values(other, "score")
+            true = values(reference, "label")
+            gap = paired_difference(kind, metric, true, *scores, groups, **options)
+        found.append({"a": best, "b": recipe, "metric": metric, **gap.to_dict()})
     return found
+
+
+def _tested(run: Run, name: str) -> pd.DataFrame:
+    """The rows of test patients in a table of a run, in the order of the manifest."""
+    import pandas as pd
+
+    table = pd.read_parquet(run.path / name)
+    return table[table["split"] == "test"].sort_values("row", kind="stable")

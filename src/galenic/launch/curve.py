@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from galenic.core.errors import ConfigError
 from galenic.core.recipes import open_recipe
@@ -14,16 +17,33 @@ from galenic.core.seeds import mean_interval
 from galenic.launch.repeats import begin, end, repeat, taken_up
 
 SHOTS = (1, 2, 4, 8, 16)
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a curve.
+
+    Attributes:
+        name: Of the line.
+        recipe: Name or file.
+        overrides: Of this arm alone.
+    """
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
 
 
 def curve(
-    recipes: Sequence[str],
+    recipes: Sequence[str | Arm],
     data: str | Path | None = None,
     *,
-    shots: Sequence[int] = SHOTS,
+    shots: Sequence[int | str] = SHOTS,
     seeds: int = 3,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
+    left_out: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Run:
     """Run every recipe with few patients a class, several times, and write `curve.json`.
@@ -32,31 +52,36 @@ def curve(
     seed draws all of them anew. The interval is Student's over the seeds.
 
     Args:
-        recipes: Names or files.
+        recipes: Names or files, or arms with settings of their own.
         data: As for `run`.
-        shots: Training patients a class.
+        shots: Training patients a class, in all where the label has no classes; `all` for all.
         seeds: How many draws, 2 or more.
         out: Where the folder of the curve is made.
         overrides: As for `run`.
+        left_out: Arms that cannot run on this data, and why: the report says so.
         **options: As for `run`.
 
     Raises:
         ConfigError: If there are fewer than two seeds, or shots that are no counts.
         GalenicError: If a run fails; the curve's folder then says `failed`.
     """
-    shots = sorted(set(shots))
-    if seeds < 2 or not shots or shots[0] < 1:
+    counts = sorted({int(count) for count in shots if str(count).isdigit()})
+    unknown = [count for count in shots if not str(count).isdigit() and count != ALL]
+    if seeds < 2 or not shots or unknown or (counts and counts[0] < 1):
         raise ConfigError(
             f"A curve of shots {list(shots)} and {seeds} seed(s) has no interval.",
-            expected="shots of 1 or more, and at least 2 seeds",
+            expected="shots of 1 or more, or 'all', and at least 2 seeds",
         )
-    for name in recipes:
-        open_recipe(name)
+    arms = [
+        given if isinstance(given, Arm) else Arm(open_recipe(given).recipe, given)
+        for given in recipes
+    ]
     options.setdefault("cache", str(Path(out) / ".cache"))
     told = {
-        "recipes": list(recipes),
+        "arms": [asdict(arm) for arm in arms],
+        "left_out": dict(left_out or {}),
         "data": None if data is None else str(data),
-        "shots": list(shots),
+        "shots": [*counts, *([ALL] if ALL in shots else [])],
         "seeds": seeds,
         "overrides": list(overrides),
         "options": options,
@@ -78,13 +103,25 @@ def _carry_out(whole: Run) -> Run:
     started = time.perf_counter()
     told = whole.config
     points = []
-    for given in told["recipes"]:
-        name = open_recipe(given).recipe
+    backbones: dict[str, None] = {}
+    for arm in told["arms"]:
+        name = arm["name"]
         for count in told["shots"]:
-            few = [*told["overrides"], "split.how=few_shot", f"split.shots={count}"]
+            # The same shares of patients as for few shots, so that test patients are the same.
+            few = ["split.how=few_shot", f"split.shots={count}"]
             found = repeat(
-                whole, given, told["data"], seeds=told["seeds"], overrides=few, **told["options"]
+                whole,
+                arm["recipe"],
+                told["data"],
+                seeds=told["seeds"],
+                overrides=[
+                    *told["overrides"],
+                    *arm["overrides"],
+                    *(["split.how=stratified"] if count == ALL else few),
+                ],
+                **told["options"],
             )
+            backbones[found.provenance["weights"]["backbone"]] = None
             event = {"event": "point", "recipe": name, "shots": count, "values": found.values}
             whole.log(event)
             points.append({"recipe": name, "shots": count, **mean_interval(found.values)})
@@ -92,11 +129,15 @@ def _carry_out(whole: Run) -> Run:
         "curve.json",
         {
             "data": found.provenance["data"],
-            "backbone": found.provenance["weights"]["backbone"],
+            "backbone": ", ".join(backbones),
             "metric": found.metric,
+            "of": "in all" if found.provenance["data"]["kind"] == "mask" else "a class",
+            "left_out": told["left_out"],
             "points": points,
             "seconds": time.perf_counter() - started,
         },
     )
+    table = pd.DataFrame(points).drop(columns="per_seed")
+    whole.write_text("curve.csv", table.to_csv(index=False))
     end(whole)
     return whole

@@ -121,9 +121,15 @@ class Backbone(nn.Module):
             flat = tokens.flatten(2).transpose(1, 2)
             pooled = ready.flatten(1) if ready is not None else flat.mean(dim=1)
             return Features(pooled, flat)
-        return Features(self._pooled(tokens, inputs.get("attention_mask")), tokens)
+        return Features(self.pool_tokens(tokens, inputs.get("attention_mask")), tokens)
 
-    def _pooled(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    def pool_tokens(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Pooled feature [B, width] of tokens [B, N, width], as `pool` says.
+
+        Args:
+            tokens: Prefix tokens included.
+            mask: Which tokens are no padding [B, N]; None where all are whole.
+        """
         if self.pool == "cls":
             return tokens[:, 0]
         inner = tokens if mask is not None else tokens[:, self.prefix_tokens :]
@@ -220,7 +226,9 @@ def open_backbone(
     if files and not variant:
         opened = replace(opened, head=None)
         for file in files:
-            load_into(opened.network, file)
+            network = load_into(opened.network, file)
+            prefix = opened.prefix_tokens + (network is not opened.network)
+            opened = replace(opened, network=network, prefix_tokens=prefix)
     if size is not None:
         sides = (size,) * len(inputs.size or (0, 0)) if isinstance(size, int) else tuple(size)
         inputs = replace(inputs, size=sides)

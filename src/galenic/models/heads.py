@@ -44,6 +44,41 @@ class LinearHead(nn.Module):
         return self.linear(self.dropout((features - self.mean) * self.scale))
 
 
+class CumulativeHead(LinearHead):
+    """Proportional odds for grades: P(y <= k) = sigmoid(theta_k - w.x), theta ascending.
+
+    One direction for all grades, and thresholds that cannot cross (McCullagh, JRSS B 1980). Begins
+    with every grade equally likely.
+
+    Args:
+        width: Size of the pooled feature.
+        outputs: Number of grades, at least 2.
+        dropout: Probability of dropping a standardised feature.
+    """
+
+    def __init__(self, width: int, outputs: int, dropout: float = 0.0) -> None:
+        super().__init__(width, 1, dropout)
+        # The thresholds are the bias.
+        self.linear.register_parameter("bias", None)
+        even = torch.logit(torch.arange(1, outputs) / outputs)
+        self.first = nn.Parameter(even[:1])
+        self.log_gaps = nn.Parameter(even.diff().log())
+
+    @property
+    def thresholds(self) -> Tensor:
+        """Ascending [outputs - 1]."""
+        return torch.cat([self.first, self.first + self.log_gaps.exp().cumsum(0)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Log-probabilities [B, outputs], which are logits too, of pooled features [B, width]."""
+        below = self.thresholds - super().forward(features)
+        upper = nn.functional.logsigmoid(nn.functional.pad(below, (0, 1), value=torch.inf))
+        lower = nn.functional.logsigmoid(-nn.functional.pad(below, (1, 0), value=-torch.inf))
+        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), without cancellation.
+        between = torch.log(-torch.expm1(-self.log_gaps.exp()))
+        return upper + lower + nn.functional.pad(between, (1, 1))
+
+
 @dataclass(frozen=True, eq=False)
 class TrainedHead:
     """The head that a checkpoint was trained with.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,10 @@ def open_huggingface(name: str, random: bool = False) -> Opened:
         BackboneError: If it is neither here nor to be had.
         WeightsError: If the weights would run code, or are damaged.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
-    from transformers.utils import logging
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     folder = Path(name)
-    if folder.is_dir():
-        refuse_pickle(folder)
-    try:
+    with opening(name, "a folder with config.json and model.safetensors, or an id in the cache"):
         config = AutoConfig.from_pretrained(name)
         vision = getattr(config, "vision_config", None)
         if vision is not None:
@@ -44,20 +40,6 @@ def open_huggingface(name: str, random: bool = False) -> Opened:
             network = AutoModel.from_config(config)
         else:
             network = AutoModel.from_pretrained(name, config=config)
-    except SafetensorError as error:
-        raise WeightsError(
-            f"The weights are damaged: {error}.", where=name, next_step="Fetch them again."
-        ) from None
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BackboneError(
-            f"'{name}' could not be opened: {reason}",
-            expected="a folder with config.json and model.safetensors, or an id in the cache",
-            next_step="Give the folder's path, or connect to the hub once.",
-        ) from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     network.eval()
     if config.model_type == "mamba":
         from galenic.models.mamba import accelerate
@@ -68,10 +50,56 @@ def open_huggingface(name: str, random: bool = False) -> Opened:
         return _text(name, network, config)
     return Opened(
         network,
-        _pixels(folder, main, config),
+        pixels_of(folder, main, config),
         pool="cls" if _has_class_token(network) else "mean",
         prefix_tokens=_prefix_tokens(network, config),
     )
+
+
+@contextmanager
+def opening(name: str, expected: str) -> Iterator[None]:
+    """Open a checkpoint inside: no code of it runs, no bar is drawn, and faults are errors of ours.
+
+    Args:
+        name: Folder or id.
+        expected: What it should have been.
+
+    Raises:
+        BackboneError: If it is neither here nor to be had.
+        WeightsError: If the weights of a folder would run code, or are damaged.
+    """
+    from safetensors import SafetensorError
+
+    if Path(name).is_dir():
+        refuse_pickle(Path(name))
+    try:
+        with without_bars():
+            yield
+    except SafetensorError as error:
+        raise WeightsError(
+            f"The weights are damaged: {error}.", where=name, next_step="Fetch them again."
+        ) from None
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BackboneError(
+            f"'{name}' could not be opened: {reason}",
+            expected=expected,
+            next_step="Give the folder's path, or connect to the hub once.",
+        ) from None
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers' progress bars to itself inside."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def refuse_pickle(folder: Path) -> None:
@@ -113,7 +141,14 @@ def _text(name: str, network: Any, config: Any) -> Opened:
     return Opened(network, spec, tokenizer, pool="mean")
 
 
-def _pixels(folder: Path, key: str, config: Any) -> InputSpec:
+def pixels_of(folder: Path, key: str, config: Any) -> InputSpec:
+    """What a network of pictures or spectrograms wants.
+
+    Args:
+        folder: Of the checkpoint, for its processor's mean and spread.
+        key: Name of its main input.
+        config: Of transformers.
+    """
     if getattr(config, "num_mel_bins", None) and key == "input_values":
         size = (config.max_length, config.num_mel_bins)
         values = _processor(folder)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from galenic.core.errors import BackboneError, WeightsError
 from galenic.core.fingerprint import fingerprint_module
 from galenic.core.run import Run
+from galenic.models.token import TOKEN, with_token
 
 TENSORS = "adapter/tensors.safetensors"
 
@@ -41,8 +42,11 @@ def resolved(spec: str) -> tuple[str, list[Path]]:
     return spec, files[::-1]
 
 
-def load_into(network: nn.Module, file: Path) -> None:
+def load_into(network: nn.Module, file: Path) -> nn.Module:
     """Put the tensors of a run into the network that it started from.
+
+    Returns:
+        The network; a copy of a ViT with a distillation token, where the run gave it one.
 
     Raises:
         WeightsError: If the file is damaged, a tensor does not fit, or the network is another one
@@ -54,6 +58,8 @@ def load_into(network: nn.Module, file: Path) -> None:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"The weights cannot be read: {error}", where=str(file)) from None
+    if TOKEN in tensors:
+        network = with_token(network)
     state: dict[str, Tensor] = {**network.state_dict()}
     strange = [n for n, t in tensors.items() if n not in state or state[n].shape != t.shape]
     if strange:
@@ -74,3 +80,4 @@ def load_into(network: nn.Module, file: Path) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
+    return network

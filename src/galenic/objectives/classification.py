@@ -24,6 +24,7 @@ class Classifier(nn.Module):
         label_smoothing: Share of the probability spread over all classes (multiclass, ordinal).
         pos_weight: Of a 1 in the loss (binary, multilabel).
         unlabelled_weight: Of a 0 in the loss (binary, multilabel).
+        class_loss: Of logits and labels, in place of the loss of the kind.
         penalty: Scalar added to the loss in training, such as a tuner's own term.
     """
 
@@ -41,6 +42,7 @@ class Classifier(nn.Module):
         label_smoothing: float = 0.0,
         pos_weight: float = 1.0,
         unlabelled_weight: float = 1.0,
+        class_loss: nn.Module | None = None,
         penalty: Callable[[], Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -49,6 +51,7 @@ class Classifier(nn.Module):
         self.kind: TargetKind = kind
         self.label_smoothing = label_smoothing
         self.weights = (unlabelled_weight, pos_weight)
+        self.class_loss = class_loss
         self.penalty = penalty
         self.register_buffer("centre", torch.tensor(centre))
         self.register_buffer("spread", torch.tensor(spread))
@@ -69,14 +72,28 @@ class Classifier(nn.Module):
             logits = logits.squeeze(-1)
         outputs = {"logits": logits}
         if labels is not None:
-            if self.kind == "continuous":
-                labels = (labels - self.centre) / self.spread
-            outputs["loss"] = target_loss(
-                self.kind, logits, labels, self.label_smoothing, self.weights
-            )
+            outputs["loss"] = self._loss(logits, labels)
             if self.training and self.penalty is not None:
                 outputs["loss"] = outputs["loss"] + self.penalty()
         return outputs
+
+    def costs(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss [B] of each sample, without the penalty.
+
+        Args:
+            logits: As `forward` gives them.
+            labels: As `forward` takes them.
+        """
+        each = torch.vmap(lambda logit, label: self._loss(logit[None], label[None]))
+        return each(logits, labels)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.class_loss is not None:
+            loss: Tensor = self.class_loss(logits, labels)
+            return loss
+        if self.kind == "continuous":
+            labels = (labels - self.centre) / self.spread
+        return target_loss(self.kind, logits, labels, self.label_smoothing, self.weights)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute the network's activations in the backward pass."""

@@ -33,7 +33,9 @@ class NextEvent(nn.Module):
             **inputs: What else the network takes.
 
         Returns:
-            `loss`, a scalar; its exponential is the perplexity.
+            `loss`, a scalar, whose exponential is the perplexity; and of each history [B] the sum
+            `nll` over its tokens, how many they are (`tokens`), and how many were the likeliest
+            (`hits`).
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -41,5 +43,12 @@ class NextEvent(nn.Module):
         valid = attention_mask.bool()
         follows = valid[:, 1:] & valid[:, :-1]
         logits = self.decoder(outputs.last_hidden_state[:, :-1][follows]).float()
-        total = functional.cross_entropy(logits, input_ids[:, 1:][follows], reduction="sum")
-        return {"loss": total / follows.sum().clamp_min(1)}
+        targets = input_ids[:, 1:][follows]
+        losses = functional.cross_entropy(logits, targets, reduction="none")
+        found = {"loss": losses.sum() / follows.sum().clamp_min(1), "tokens": follows.sum(1)}
+        with torch.no_grad():
+            history = follows.nonzero()[:, 0]
+            parts = {"nll": losses, "hits": (logits.argmax(-1) == targets).float()}
+            for name, values in parts.items():
+                found[name] = values.new_zeros(len(follows)).index_add(0, history, values)
+        return found

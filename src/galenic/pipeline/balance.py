@@ -46,7 +46,7 @@ def balance_of(how: bool | Literal["site"], cohort: Cohort, rows: Array, targets
     if not how:
         return Balance()
     kind = "no" if cohort.label is None else cohort.label.kind
-    if cohort.label is None or kind in ("multilabel", "continuous"):
+    if cohort.label is None or kind in ("multilabel", "continuous", "mask"):
         raise ConfigError(
             f"schedule.balance draws classes equally often; a {kind} label has none.",
             next_step="schedule.balance=false",

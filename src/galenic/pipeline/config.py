@@ -81,9 +81,9 @@ def open_cohort(data: str, columns: Columns, *, quick: bool = False) -> Cohort:
 
 def _spread(cohort: Cohort, count: int) -> Array:
     """About `count` rows of the commonest classes, whole classes together."""
-    targets = cohort.targets()
-    if targets.ndim > 1 or cohort.label is None or cohort.label.kind == "continuous":
+    if cohort.label is None or cohort.label.kind in ("multilabel", "continuous"):
         return np.arange(count)
+    targets = cohort.targets()
     values, counts = np.unique(targets[targets >= 0], return_counts=True)
     common = values[np.argsort(-counts, kind="stable")[:4]]
     each = count // len(common)

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from galenic.core.errors import ConfigError
-from galenic.models.backbone import Backbone
-from galenic.models.prefix import frozen_prefix, prefix_modules, replay, unwrapped
+from galenic.models.backbone import Backbone, Features
+from galenic.models.prefix import Replay, frozen_prefix, prefix_modules, unwrapped
 
 
 class PooledEncoder(nn.Module):
@@ -22,21 +22,19 @@ class PooledEncoder(nn.Module):
     def __init__(self, backbone: Backbone, block: int = 0) -> None:
         super().__init__()
         self.backbone = backbone
-        self.block = block
-        network = backbone.network
-        if not any(p.requires_grad for p in network.parameters()):
-            self._still: list[nn.Module] = [network]
-        else:
-            count = frozen_prefix(network)
-            self._still = prefix_modules(network, count) if count else []
+        self._replay = Replay(backbone, block) if block else None
+        count = frozen_prefix(backbone.network)
+        self._prefix = prefix_modules(backbone.network, count) if count else []
 
     def train(self, mode: bool = True) -> PooledEncoder:
-        """Training mode for what trains; the frozen beginning draws no dropout.
+        """Training mode for what trains by now; the frozen beginning draws no dropout.
 
         So a frozen output is the same in every epoch, and can be computed once.
         """
         super().train(mode)
-        for module in self._still:
+        network = self.backbone.network
+        trains = any(p.requires_grad for p in network.parameters())
+        for module in self._prefix if trains else [network]:
             module.eval()
         return self
 
@@ -53,9 +51,13 @@ class PooledEncoder(nn.Module):
         if features is not None:
             return features
         if hidden is not None:
-            with replay(self.backbone, self.block, hidden):
-                return self.backbone(**inputs).pooled
-        return self.backbone(**inputs).pooled
+            assert self._replay is not None, "hidden states need the number of blocks"
+            with self._replay(hidden):
+                return self._of(self.backbone(**inputs))
+        return self._of(self.backbone(**inputs))
+
+    def _of(self, features: Features) -> Tensor:
+        return features.pooled
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass.
@@ -71,3 +73,11 @@ class PooledEncoder(nn.Module):
                 next_step="schedule.gradient_checkpointing=false",
             )
         network.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+class TokenPairEncoder(PooledEncoder):
+    """Class and distillation token [B, 2, width] of a network that has both."""
+
+    def _of(self, features: Features) -> Tensor:
+        assert features.tokens is not None, "a vision transformer has tokens"
+        return features.tokens[:, :2]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,31 @@ from galenic.pipeline.tokens import states_of
 Array = np.ndarray[Any, np.dtype[Any]]
 # Samples between two writes: what a kill can cost, and how much waits in memory.
 SEGMENT = 1024
+
+
+class Keyed(Protocol):
+    """Examples that are known by their content; see :class:`~galenic.pipeline.inputs.Inputs`."""
+
+    @property
+    def lengths(self) -> Array | None: ...
+
+    def __getitem__(self, row: int, /) -> Example: ...
+
+    def keys(self, rows: Sequence[int], /) -> list[str]: ...
+
+
+class Packs(Protocol):
+    """An encoder that makes one array of each sample.
+
+    Attributes:
+        backbone: Whose weights its arrays depend on.
+        place: Name of what it gives: the same name, the same arrays.
+    """
+
+    backbone: Backbone
+    place: str
+
+    def pack(self, inputs: dict[str, Tensor], /) -> list[Array]: ...
 
 
 class FrozenCache:
@@ -98,10 +123,19 @@ class FrozenCache:
         bank, keys = self._fill(backbone, inputs, rows, "tokens", run, batch_size)
         return [bank[key] for key in keys]
 
+    def packed(
+        self, encoder: Packs, inputs: Keyed, rows: Sequence[int], batch_size: int = 16
+    ) -> list[Array]:
+        """What an encoder on the frozen backbone makes, one array [all values] a row."""
+        bank, keys = self._fill(
+            encoder.backbone, inputs, rows, encoder.place, encoder.pack, batch_size
+        )
+        return [bank[key] for key in keys]
+
     def _fill(
         self,
         backbone: Backbone,
-        inputs: Inputs,
+        inputs: Keyed,
         rows: Sequence[int],
         place: str,
         run: Callable[[dict[str, Tensor]], list[Array]],

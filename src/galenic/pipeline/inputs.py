@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from torch.utils.data import Dataset
 
 from galenic.core.errors import DataError
 from galenic.core.fingerprint import fingerprint_arrays, fingerprint_bytes
+from galenic.core.inputs import InputSpec
 from galenic.data import transforms
 from galenic.data.augment import AugmentConfig
 from galenic.data.cohort import Cohort
+from galenic.data.values import Value
 from galenic.models.backbone import Backbone
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -51,6 +53,7 @@ class Inputs(Dataset[Example]):
         seed: Of the augmentation. A draw depends on seed, epoch and row alone, so that the
             number of workers changes nothing.
         table: Encoded rows [n, F] where the input is a table.
+        scale: Times the sides that the network reads.
     """
 
     def __init__(
@@ -61,10 +64,11 @@ class Inputs(Dataset[Example]):
         augment: AugmentConfig | None = None,
         seed: int = 0,
         table: Array | None = None,
+        scale: int = 1,
     ) -> None:
         self.cohort = cohort
         self.column, self.modality = single_input(cohort)
-        self.spec = backbone.inputs
+        self.spec = _scaled(backbone.inputs, scale)
         self.table = table
         self.seed = seed
         self.epoch = 0
@@ -88,12 +92,30 @@ class Inputs(Dataset[Example]):
             }
         if self.table is not None:
             return {self.spec.key: self.table[row]}
-        assert self.transform is not None
+        return {self.spec.key: self._drawn(self.cohort.read(row)[self.column], row)}
+
+    def views(self, row: int, count: int) -> Example:
+        """Several draws of what one row holds, stacked [count, ...]; it is decoded once.
+
+        Raises:
+            DataError: If nothing of this modality can be drawn.
+        """
+        if self.transform is None:
+            raise DataError(
+                f"Column '{self.column}' is {self.modality}, of which no views can be drawn.",
+                where=self.cohort.name,
+                expected="an image, a volume, a tracing or a sound",
+            )
         value = self.cohort.read(row)[self.column]
+        return {self.spec.key: np.stack([self._drawn(value, row, n) for n in range(count)])}
+
+    def _drawn(self, value: Value, *numbers: int) -> Array:
+        assert self.transform is not None
         params = None
         if self.draws:
-            params = self.transform.draw(np.random.default_rng([self.seed, self.epoch, row]), value)
-        return {self.spec.key: self.transform.apply(value, params)}
+            rng = np.random.default_rng([self.seed, self.epoch, *numbers])
+            params = self.transform.draw(rng, value)
+        return self.transform.apply(value, params)
 
     @property
     def lengths(self) -> Array | None:
@@ -112,6 +134,12 @@ class Inputs(Dataset[Example]):
             return [fingerprint_arrays(self[row]) for row in rows]
         way = self.transform.fingerprint
         return [fingerprint_bytes(way, self.cohort.content(row)) for row in rows]
+
+
+def _scaled(spec: InputSpec, scale: int) -> InputSpec:
+    if scale == 1 or spec.size is None:
+        return spec
+    return replace(spec, size=tuple(scale * side for side in spec.size))
 
 
 def single_input(cohort: Cohort) -> tuple[str, str]:

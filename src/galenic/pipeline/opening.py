@@ -66,7 +66,7 @@ def open_inputs(
         pool=pool,
     )
     inputs = Inputs(cohort, opened, table=table)
-    run.update_provenance(data=_describe(cohort), weights=_weights(opened))
+    run.update_provenance(data=describe(cohort), weights=weights_of(opened))
     if inputs.cut is not None:
         cut = inputs.cut
         run.update_provenance(data={"cut": cut.to_dict()})
@@ -77,7 +77,8 @@ def open_inputs(
     return opened, inputs
 
 
-def _describe(cohort: Cohort) -> dict[str, object]:
+def describe(cohort: Cohort) -> dict[str, object]:
+    """What the provenance of a run says of its data."""
     found: dict[str, object] = {
         "fingerprint": cohort.fingerprint,
         "name": cohort.name,
@@ -91,5 +92,6 @@ def _describe(cohort: Cohort) -> dict[str, object]:
     return found
 
 
-def _weights(backbone: Backbone) -> dict[str, str]:
+def weights_of(backbone: Backbone) -> dict[str, str]:
+    """What the provenance of a run says of its network."""
     return {"backbone": backbone.spec, "fingerprint": backbone.fingerprint}

@@ -8,15 +8,12 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from galenic.core.files import atomic_write
 from galenic.core.run import Run
 from galenic.data.boxes import Found, Truth
 from galenic.data.cohort import Cohort
-from galenic.pipeline.mistakes import picture_of, png
+from galenic.pipeline.pictures import SAID, TRUE, enlarged, write_overlay
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SIDE = 320
-TRUE, SAID = "#2ca02c", "#ff7f0e"
 
 
 def draw(
@@ -44,15 +41,12 @@ def draw(
     """
     column, shown = next(iter(cohort.inputs)), []
     for image, reason in chosen:
-        picture = picture_of(cohort.read(int(rows[image]))[column]).convert("RGB")
-        factor = SIDE / max(picture.size)
-        large = picture.resize([max(1, round(side * factor)) for side in picture.size])
+        row = int(rows[image])
+        large, factor = enlarged(cohort.read(row)[column])
         theirs, own = truth.image == image, (found.image == image) & (found.score >= threshold)
         _rectangles(large, truth.corners[theirs] * factor, TRUE)
         _rectangles(large, found.corners[own] * factor, SAID, found.score[own])
-        name = f"overlays/{int(rows[image])}.png"
-        atomic_write(run.path / name, png(large))
-        shown.append({"row": int(rows[image]), "reason": reason, "png": name})
+        shown.append(write_overlay(run, row, large, reason))
     return shown
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from galenic.evaluation.bootstrap import Array, Estimate, estimate, resampled
+from galenic.evaluation.bootstrap import Array, Estimate, estimates
 from galenic.simulation.lift import Lift, beyond, evaluate, far_from_target
 from galenic.simulation.rollout import on_metamodel
 
@@ -56,11 +56,8 @@ def _estimates(lift: Lift, resamples: int, seed: int) -> dict[str, Estimate]:
     def metric(counts: Array) -> Array:
         return counts.astype(float) @ values / runs
 
-    drawn = resampled(metric, np.arange(runs), resamples, seed).reshape(-1, values.shape[1])
-    return {
-        name: estimate(values[:, place].mean(), drawn[:, place], LEVEL, runs)
-        for place, name in enumerate(lift.figures)
-    }
+    found = estimates(metric, np.arange(runs), resamples=resamples, level=LEVEL, seed=seed)
+    return dict(zip(lift.figures, found, strict=True))
 
 
 def _control(job: Job, lift: Lift) -> dict[str, Any]:

@@ -69,6 +69,8 @@ class Config(BaseConfig):
             raise ValueError("tuner needs the key 'method'")
         if self.detector.kind != "fcos" and self.tuner["method"] != "full":
             raise ValueError("a detector of transformers trains as a whole: tuner.method=full")
+        if self.detector.kind != "fcos" and self.schedule.layer_decay != 1.0:
+            raise ValueError("schedule.layer_decay is for the backbone below detector.kind=fcos")
         augment = self.input.augment
         for name in ("warp", "randaugment"):
             if augment is not None and getattr(augment, name) is not None:

@@ -11,8 +11,8 @@ import pandas as pd
 from galenic.data.boxes import Found, Truth
 from galenic.data.manifest import require_column
 from galenic.evaluation import operating
-from galenic.evaluation.bootstrap import Estimate, estimate, resampled
-from galenic.evaluation.detection import NAMES, Matched, coco, match, overlap, precisions, recalls
+from galenic.evaluation.bootstrap import Estimate, estimates
+from galenic.evaluation.detection import NAMES, OF_CLASS, Matched, coco_by_class, match, overlap
 from galenic.evaluation.froc import RATES, froc
 from galenic.evaluation.patients import patient_scores, ptp, tuned_threshold
 from galenic.pipeline.boxed import truth_of
@@ -71,8 +71,9 @@ def write_results(job: Job, found: dict[str, Found]) -> None:
         ("val", "validation", 0),
         ("test", "test", job.config.score.resamples),
     ):
-        figures, patients = _figures(job, parts[part], threshold, resamples)
-        document[key] = {name: figure.to_dict() for name, figure in figures.items()}
+        boxes = _box_figures(job, parts[part], threshold, resamples)
+        figures, patients = _patient_figures(job, parts[part], threshold, resamples)
+        document[key] = {name: f.to_dict() for name, f in (boxes.whole | figures).items()}
     test = parts["test"]
     both = all("ptp_f1" in document[key] for key in ("validation", "test"))
     document["main"] = "ptp_f1" if both else "map_50"
@@ -82,8 +83,8 @@ def write_results(job: Job, found: dict[str, Found]) -> None:
     job.run.write_json(
         "detection.json",
         {
-            "classes": _by_class(job, test),
-            "froc": _froc(job, test),
+            "classes": boxes.classes,
+            "froc": boxes.froc,
             "threshold": threshold,
             "tuned": tuned,
             "rule": job.config.rule.model_dump(),
@@ -157,80 +158,66 @@ def _threshold(job: Job, part: Part) -> tuple[float, str]:
     return best, "Youden's, on validation patients"
 
 
-def _figures(
-    job: Job, part: Part, threshold: float, resamples: int
-) -> tuple[dict[str, Estimate], dict[str, Any] | None]:
-    """All figures of one part, and what is told of its patients where both kinds are there."""
-    score, seed = job.config.score, job.config.seed
+@dataclass(frozen=True)
+class BoxFigures:
+    """Figures of the boxes of a part: of all, of each class, and at each rate of false alarms."""
+
+    whole: dict[str, Estimate]
+    classes: list[dict[str, Any]]
+    froc: list[dict[str, Any]]
+
+
+def _box_figures(job: Job, part: Part, threshold: float, resamples: int) -> BoxFigures:
     names = (*NAMES, "froc", *(f"slice_{name}" for name in ("recall", "precision", "f1")))
 
     def metric(weights: Array) -> Array:
-        curve = froc(part.matched, weights).mean(axis=1, keepdims=True)
+        whole, each = coco_by_class(part.matched, weights)
+        curve = froc(part.matched, weights)
         rates = operating.rates(part.ill.astype(int), part.scores, threshold, weights)
-        return np.concatenate([coco(part.matched, weights), curve, rates[:, [0, 2, 4]]], axis=1)
+        parts = [whole, curve.mean(axis=1, keepdims=True), rates[:, [0, 2, 4]], curve]
+        return np.concatenate([*parts, each.reshape(len(weights), -1)], axis=1)
 
-    value = metric(np.ones((1, len(part.rows)), np.int64))[0]
-    drawn = resampled(metric, part.patients, resamples, seed).reshape(-1, len(names))
-    count = len(part.codes)
-    figures = {
-        name: estimate(value[place], drawn[:, place], score.level, count)
-        for place, name in enumerate(names)
-    }
+    score = job.config.score
+    found = iter(
+        estimates(
+            metric, part.patients, resamples=resamples, level=score.level, seed=job.config.seed
+        )
+    )
+    whole = {name: next(found) for name in names}
+    curve = [{"rate": rate, **next(found).to_dict()} for rate in RATES]
+    classes = [
+        {
+            "class": name,
+            "boxes": int((part.truth.classes == kind).sum()),
+            "images": len(np.unique(part.truth.image[part.truth.classes == kind])),
+            **{figure: next(found).to_dict() for figure in OF_CLASS},
+        }
+        for kind, name in enumerate(job.classes)
+    ]
+    return BoxFigures(whole, classes, curve)
+
+
+def _patient_figures(
+    job: Job, part: Part, threshold: float, resamples: int
+) -> tuple[dict[str, Estimate], dict[str, Any] | None]:
+    """Figures of the patients and what is told of them; none where one kind is not there."""
     if len(np.unique(part.patient_ill)) < 2:
-        return figures, None
-    over, told = ptp(
+        return {}, None
+    score = job.config.score
+    figures, told = ptp(
         part.patient_ill,
         part.patient_scores,
         threshold,
         resamples=resamples,
         level=score.level,
-        seed=seed,
+        seed=job.config.seed,
         prevalences=score.prevalences,
     )
     boxes = part.found.score >= threshold
     well = np.isin(part.patients, part.codes[part.patient_ill == 0])
     alarms = int((boxes & well[part.found.image]).sum())
     told["false_boxes_per_normal_patient"] = alarms / max(int((part.patient_ill == 0).sum()), 1)
-    return {**figures, **over}, told
-
-
-def _by_class(job: Job, part: Part) -> list[dict[str, Any]]:
-    def metric(weights: Array) -> Array:
-        precision, recall = precisions(part.matched, weights), recalls(part.matched, weights)
-        return np.stack([precision.mean(axis=1), precision[:, 0], recall[:, 0]], axis=2)
-
-    value = metric(np.ones((1, len(part.rows)), np.int64))[0]
-    shape = (-1, len(job.classes), 3)
-    drawn = resampled(metric, part.patients, job.config.score.resamples, job.config.seed)
-    drawn, level = drawn.reshape(shape), job.config.score.level
-    count = len(part.codes)
-    return [
-        {
-            "class": name,
-            "boxes": int((part.truth.classes == kind).sum()),
-            "images": len(np.unique(part.truth.image[part.truth.classes == kind])),
-            **{
-                figure: estimate(value[kind, place], drawn[:, kind, place], level, count).to_dict()
-                for place, figure in enumerate(("ap", "ap_50", "recall_50"))
-            },
-        }
-        for kind, name in enumerate(job.classes)
-    ]
-
-
-def _froc(job: Job, part: Part) -> list[dict[str, Any]]:
-    value = froc(part.matched, np.ones((1, len(part.rows)), np.int64))[0]
-    drawn = resampled(
-        lambda weights: froc(part.matched, weights),
-        part.patients,
-        job.config.score.resamples,
-        job.config.seed,
-    ).reshape(-1, len(RATES))
-    level, count = job.config.score.level, len(part.codes)
-    return [
-        {"rate": rate, **estimate(value[place], drawn[:, place], level, count).to_dict()}
-        for place, rate in enumerate(RATES)
-    ]
+    return figures, told
 
 
 def _chosen(matched: Matched, threshold: float) -> list[tuple[int, str]]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
+from safetensors.torch import load_file
 from torch import nn
 
 from galenic.core.config import Config
 from galenic.core.errors import ConfigError
-from galenic.models.heads import LinearHead, NeighbourHead
+from galenic.core.run import Run
+from galenic.models.growth import grow, sources
+from galenic.models.heads import CumulativeHead, LinearHead, NeighbourHead
 from galenic.pipeline.votes import votes_of
+from galenic.tasks._losses import OF_CLASSES, LossConfig
 
 if TYPE_CHECKING:
     from galenic.tasks.classify import Job
@@ -22,11 +27,23 @@ WEIGHED = ("binary", "multilabel")
 class HeadConfig(Config):
     """What stands on the pooled feature, and how its outputs are scored in training."""
 
-    kind: Literal["linear", "knn", "own"] = Field(
+    kind: Literal["linear", "knn", "own", "cumulative"] = Field(
         "linear",
         description="own: the head that the checkpoint was trained with, its outputs found by the "
-        "names of the labels; a frozen network keeps it as it is.",
+        "names of the labels; a frozen network keeps it as it is. cumulative: one direction and "
+        "ascending thresholds for the grades of an ordinal label.",
     )
+    grow_from: str | None = Field(
+        None,
+        description="Run folder whose linear head this one begins as: rows by the names of the "
+        "classes, and of a new class at zero.",
+    )
+    mapping: dict[str, str] = Field(
+        {},
+        description="New class: old class, where names differ. Several may come of one, whose "
+        "probability they divide among them.",
+    )
+    loss: LossConfig = LossConfig()
     standardise: bool = Field(
         True, description="Centre and scale features by the frozen backbone's training features."
     )
@@ -42,6 +59,14 @@ class HeadConfig(Config):
     )
     neighbours: int = Field(10, ge=1, description="k, for knn.")
     temperature: float = Field(0.07, gt=0, description="Of the votes, for knn.")
+
+    @model_validator(mode="after")
+    def _grows(self) -> HeadConfig:
+        if self.grow_from is not None and self.kind != "linear":
+            raise ValueError("grow_from needs kind=linear")
+        if self.mapping and self.grow_from is None:
+            raise ValueError("mapping needs grow_from, the run whose classes it names")
+        return self
 
 
 def build(job: Job, outputs: int, unit: tuple[float, float]) -> nn.Module:
@@ -71,10 +96,34 @@ def build(job: Job, outputs: int, unit: tuple[float, float]) -> nn.Module:
         votes = votes_of(kind, job.training_targets[job.splits.train], outputs, *unit)
         near.remember(torch.from_numpy(job.pooled("train")), torch.from_numpy(votes))
         return near
-    linear = LinearHead(width, outputs, config.dropout)
-    if config.standardise:
+    if config.kind == "cumulative" and kind != "ordinal":
+        raise ConfigError(
+            f"A {kind} label has no grades in an order.",
+            where="head.kind=cumulative",
+            expected="an ordinal label",
+            next_step="columns.kind=ordinal, or head.kind=linear",
+        )
+    make = CumulativeHead if config.kind == "cumulative" else LinearHead
+    linear = make(width, outputs, config.dropout)
+    if config.grow_from is not None:
+        _grow(job, linear, config.grow_from)
+    elif config.standardise:
         linear.standardise(torch.from_numpy(job.pooled("train")))
     return linear
+
+
+def _grow(job: Job, head: LinearHead, folder: str) -> None:
+    trained = Run.open(Path(folder))
+    scores = trained.read_json("metrics.json")
+    for name, kind in ((trained.path.name, scores["kind"]), (job.cohort.name, job.label.kind)):
+        if kind not in OF_CLASSES:
+            raise ConfigError(
+                f"The label of '{name}' is {kind}: it has no rows to carry over.",
+                where="head.grow_from",
+                expected=f"a label that is {', '.join(OF_CLASSES)}",
+            )
+    rows = sources(scores["classes"], job.label.classes, job.config.head.mapping)
+    grow(head, load_file(trained.path / "head.safetensors"), rows)
 
 
 def _own(job: Job) -> nn.Module:

@@ -87,7 +87,8 @@ def _arm(job: LegoJob, name: str, role: str, model: nn.Module, used: list[Modali
     rows = {part: job.rows_of(used, getattr(job.splits, part)) for part in PARTS}
     logits = {}
     for part, found in rows.items():
-        shape = (0,) if job.outputs == 1 else (0, job.outputs)
+        outputs = job.label.outputs
+        shape = (0,) if outputs == 1 else (0, outputs)
         logits[part] = np.zeros(shape, np.float32)
         if len(found):
             logits[part] = predict(

@@ -32,6 +32,7 @@ from galenic.evaluation.protocol import ScoreConfig, to_scores
 from galenic.merging.vectors import TaskVectors, along, tensors_of
 from galenic.models.heads import LinearHead
 from galenic.tasks import classify
+from galenic.tasks._job import quickened
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PARTS = {"val": "validation", "test": "test"}
@@ -251,7 +252,7 @@ def opened(run: Run) -> Expert:
     head.load_state_dict(state)
     seed_everything(config.seed)
     if config.quick:
-        config = classify.quickened(config)
+        config = quickened(config)
     # What the run tuned is taken up later, as weights of the whole network.
     plain = config.model_copy(update={"tuner": {"method": "full"}, "cache": None})
     job = classify.Job(plain, run, head=lambda _: head)

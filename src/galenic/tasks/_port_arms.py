@@ -27,6 +27,7 @@ from galenic.pipeline.config import DEFAULT_BACKBONES, Columns, InputConfig
 from galenic.pipeline.inputs import Array, Inputs
 from galenic.pipeline.opening import open_inputs
 from galenic.tasks import classify
+from galenic.tasks._side import side_run
 from galenic.tasks._words import require_text, train_words
 
 if TYPE_CHECKING:
@@ -137,21 +138,14 @@ class Arms:
         return self.config.model_copy(update=change)
 
     def _side(self, arm: str) -> Run:
-        path = self.run.path / "arms" / arm
-        if path.exists():
-            side = Run.open(path)
-            if side.state != "finished":
-                side.resume()
-            return side
-        side = Run.create(path.parent, arm, path=path)
         made = self.run.provenance
-        side.start(
-            self._settings(arm).model_dump(mode="json"),
+        return side_run(
+            self.run.path / "arms" / arm,
+            self._settings(arm),
             recipe=made["recipe"],
             task=made["task"],
             seed=self.config.seed,
         )
-        return side
 
     def _head(self, donor: str) -> nn.Module:
         return copy.deepcopy(self.done(donor).objective.head).cpu().requires_grad_(False)

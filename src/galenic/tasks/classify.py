@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from safetensors.torch import load_file, save
@@ -13,35 +14,35 @@ from torch import nn
 
 from galenic import tuners
 from galenic.core.errors import DataError
-from galenic.core.files import atomic_write
-from galenic.core.meters import Meter, count_parameters
+from galenic.core.meters import count_parameters
 from galenic.core.prediction import predict
 from galenic.core.run import Run
 from galenic.core.schedule import Schedule
-from galenic.core.seeding import seed_everything
 from galenic.core.trainer import Validation, fit
 from galenic.data.cohort import Cohort
 from galenic.data.labels import require_seen
-from galenic.data.splits import Splits, make_splits
+from galenic.data.splits import make_splits
 from galenic.evaluation.metrics import MAIN, greater_is_better, point
 from galenic.evaluation.protocol import score, to_scores
-from galenic.models.anatomy import depths
 from galenic.models.backbone import Backbone
 from galenic.models.prefix import frozen_prefix
-from galenic.objectives.classification import Classifier
+from galenic.objectives.classification import Classifier, TargetKind
 from galenic.pipeline.balance import balance_of
 from galenic.pipeline.config import open_cohort
 from galenic.pipeline.encoder import PooledEncoder
 from galenic.pipeline.frozen import FrozenCache, Rows
 from galenic.pipeline.inputs import Collate, Inputs
-from galenic.pipeline.mistakes import worst
+from galenic.pipeline.mistakes import extremes
 from galenic.pipeline.opening import open_inputs
 from galenic.pipeline.paired import PairedRows
 from galenic.pipeline.votes import logits_of
-from galenic.tasks import _heads
+from galenic.tasks import _heads, _losses
 from galenic.tasks._classify_config import Config
+from galenic.tasks._job import carry_out, layer_depths, reopened
+from galenic.tasks._saliency import heat
 
 Array = np.ndarray[Any, np.dtype[Any]]
+J = TypeVar("J", bound="Job")
 Opener = Callable[..., tuple[Backbone, Inputs]]
 
 
@@ -52,40 +53,6 @@ def run(config: Config, run: Run) -> None:
         GalenicError: For anything the user can put right.
     """
     carry_out(config, run, Job)
-
-
-def carry_out(config: Config, run: Run, make: Callable[[Any, Run], Job]) -> None:
-    """Make a job and do all of it, with its cost.
-
-    Args:
-        config: What to do.
-        run: Where it goes.
-        make: Of both, the job.
-    """
-    started = time.perf_counter()
-    if config.quick:
-        config = quickened(config)
-    seed_everything(config.seed)
-    with Meter() as meter:
-        job = make(config, run)
-        job.train()
-        job.evaluate()
-        job.save()
-    trainable, total = job.parameters
-    run.write_json(
-        "cost.json",
-        {
-            "seconds": time.perf_counter() - started,
-            "fit_seconds": job.fit_seconds,
-            "feature_seconds": job.feature_seconds,
-            "peak_memory_mb": meter.peak_memory_mb,
-            "trainable": trainable,
-            "total": total,
-            "trainable_share": trainable / max(total, 1),
-            "steps": job.steps,
-            "cached": config.cache is not None,
-        },
-    )
 
 
 class Job:
@@ -110,7 +77,7 @@ class Job:
         self._head = head
         self.fit_seconds = self.feature_seconds = 0.0
         self.steps = 0
-        self.cohort = open_cohort(config.data, config.columns, quick=config.quick)
+        self.cohort = self._cohort()
         label = self.cohort.label
         if label is None:
             raise DataError(
@@ -122,7 +89,7 @@ class Job:
         self.targets = self.cohort.targets()
         self.splits = make_splits(self.cohort, config.split, config.seed)
         require_seen(label, self.targets, self.splits)
-        run.write_json("splits.json", _describe(self.splits, config))
+        run.write_json("splits.json", self.splits.to_dict(config.split.how, config.seed))
         self.backbone, self.inputs = opener(
             self.cohort,
             self.splits.train,
@@ -140,18 +107,20 @@ class Job:
 
     # Building ---------------------------------------------------------------------------
 
+    def _cohort(self) -> Cohort:
+        return open_cohort(self.config.data, self.config.columns, quick=self.config.quick)
+
+    def _pooled_encoder(self) -> nn.Module:
+        """What gives the pooled feature, once the backbone is tuned."""
+        return PooledEncoder(self.backbone, self.block)
+
     def _training_targets(self) -> Array:
         if not self.config.shuffle_labels:
             return self.targets
-        rng = np.random.default_rng([self.config.seed, 1])
-        shuffled = self.targets.copy()
-        known = np.concatenate([self.splits.train, self.splits.val])
-        shuffled[known] = self.targets[rng.permutation(known)]
-        return shuffled
+        return self.targets[self.splits.shuffled(len(self.targets), self.config.seed)]
 
     def _objective(self) -> Classifier:
         kind, config = self.label.kind, self.config.head
-        outputs = 1 if kind in ("binary", "continuous") else len(self.label.classes)
         train = self.splits.train
         centre, spread = 0.0, 1.0
         if kind == "continuous":
@@ -160,19 +129,20 @@ class Job:
         if self._head is not None:
             head = self._head(self)
         else:
-            head = _heads.build(self, outputs, (centre, spread))
+            head = _heads.build(self, self.label.outputs, (centre, spread))
         tuners.attach(self.backbone, self.tuner)
         self.hooks = tuners.hooks(self.backbone, self.tuner)
         self.block = self._block()
         return Classifier(
-            PooledEncoder(self.backbone, self.block),
+            self._pooled_encoder(),
             head,
-            kind,
+            cast("TargetKind", kind),  # require_seen refuses all others
             centre=centre,
             spread=spread,
             label_smoothing=config.label_smoothing,
             pos_weight=config.pos_weight,
             unlabelled_weight=config.unlabelled_weight,
+            class_loss=_losses.build(self),
             penalty=self.hooks.penalty,
         )
 
@@ -242,7 +212,7 @@ class Job:
 
     def fit(
         self,
-        objective: Classifier,
+        objective: nn.Module,
         train: Rows | PairedRows,
         held: Rows | PairedRows,
         *,
@@ -251,6 +221,7 @@ class Job:
         folder: str,
         after_step: Callable[[int, int], None] | None = None,
         depths: dict[str, int] | None = None,
+        rates: dict[str, float] | None = None,
         seed: int | None = None,
     ) -> None:
         """Fit one objective, watched on `held`; without samples there, for all its epochs."""
@@ -278,6 +249,7 @@ class Job:
             sample_weights=drawn.weights,
             sample_groups=drawn.groups,
             depths=depths,
+            rates=rates,
             after_step=after_step,
             log=self.run.log,
             resume=self.run.resumed,
@@ -289,13 +261,7 @@ class Job:
         return self.objective.centre.item(), self.objective.spread.item()
 
     def _depths(self) -> dict[str, int] | None:
-        if self.config.schedule.layer_decay == 1.0:
-            return None
-        inner = depths(self.backbone.network)
-        last = max(inner.values(), default=0) + 1
-        found = {f"encoder.backbone.network.{name}": depth for name, depth in inner.items()}
-        names = (name for name, _ in self.objective.named_parameters())
-        return {name: found.get(name, last) for name in names}
+        return layer_depths(self.objective, self.backbone.network, self.config.schedule)
 
     def evaluate(self) -> None:
         """Predict validation and test, and write every number."""
@@ -337,48 +303,25 @@ class Job:
         main = scored.documents["metrics.json"]["main"]
         value = scored.documents["metrics.json"]["test"][main]["value"]
         self.run.log({"event": "scored", main: value})
-        worst(self.run, shown, self.label, scored.predictions)
+        look = partial(heat, self.objective, self.inputs, collate=self.collate)
+        extremes(self.run, shown, self.label, scored.predictions, look)
 
     def save(self) -> None:
         """Write what was trained, in safetensors."""
         if not self.frozen:
             tuners.save(self.backbone, self.tuner, self.run.path / "adapter")
-        atomic_write(self.run.path / "head.safetensors", save(self.objective.head.state_dict()))
+        self.run.write_bytes("head.safetensors", save(self.objective.head.state_dict()))
 
 
 def load(run: Run) -> tuple[Job, Classifier]:
     """The fitted objective of a finished run, and the job that knows its data."""
-    from galenic.core.config import parse
-
-    config = parse(Config, run.config)
-    # A network with random weights is drawn again, as the run drew it.
-    seed_everything(config.seed)
-    return restored(Job(quickened(config) if config.quick else config, run))
+    return restored(reopened(run, Config, Job))
 
 
-def restored(job: Job) -> tuple[Job, Classifier]:
+def restored(job: J) -> tuple[J, Classifier]:
     """A job with what its run had trained."""
     run = job.run
     if not job.frozen:
         tuners.load(job.backbone, job.tuner, run.path / "adapter")
     job.objective.head.load_state_dict(load_file(run.path / "head.safetensors"))
     return job, job.objective.eval()
-
-
-def quickened(config: Any) -> Any:
-    """A copy that takes two steps and scores roughly."""
-    schedule = config.schedule.model_copy(
-        update={"epochs": 1, "max_steps": 2, "batch_size": 8, "eval_batch_size": 16}
-    )
-    score_config = config.score.model_copy(update={"resamples": 50})
-    return config.model_copy(update={"schedule": schedule, "score": score_config})
-
-
-def _describe(splits: Splits, config: Config) -> dict[str, Any]:
-    parts = {part: getattr(splits, part).tolist() for part in ("train", "val", "test")}
-    return {
-        "how": config.split.how,
-        "seed": config.seed,
-        "counts": {part: len(rows) for part, rows in parts.items()},
-        **parts,
-    }

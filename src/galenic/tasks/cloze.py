@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from galenic.core.config import Config as BaseConfig
-from galenic.core.config import parse
 from galenic.core.errors import DataError
 from galenic.core.files import atomic_write
 from galenic.core.progress import tell
@@ -38,6 +37,7 @@ from galenic.pipeline.inputs import Array, Inputs
 from galenic.pipeline.opening import open_inputs
 from galenic.tasks import classify
 from galenic.tasks._heads import HeadConfig
+from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._words import WordsConfig, require_text, train_words
 
 MASKED = "masked_lm.safetensors"
@@ -97,19 +97,16 @@ def run(config: Config, run: Run) -> None:
     Raises:
         GalenicError: For anything the user can put right.
     """
-    classify.carry_out(config, run, make)
+    carry_out(config, run, make)
 
 
 def load(run: Run) -> tuple[classify.Job, Classifier]:
     """The fitted objective of a finished run, and the job that knows its data."""
-    config = parse(Config, run.config)
-    return classify.restored(make(_quick(config) if config.quick else config, run))
+    return classify.restored(reopened(run, Config, make))
 
 
 def make(config: Config, run: Run) -> classify.Job:
     """The job of a cloze."""
-    if config.quick:
-        config = _quick(config)
     heads: list[MaskedHead] = []
     job = classify.Job(
         config, run, opener=partial(_open, cloze=config, heads=heads), head=partial(_head, heads)
@@ -117,13 +114,6 @@ def make(config: Config, run: Run) -> classify.Job:
     if not any(p.requires_grad for p in job.objective.parameters()):
         tell("Template and verbaliser are manual and the model is frozen: zero-shot, no training.")
     return job
-
-
-def _quick(config: Config) -> Config:
-    schedule = config.adapt.schedule.model_copy(update={"max_steps": 2, "batch_size": 8})
-    return config.model_copy(
-        update={"adapt": config.adapt.model_copy(update={"schedule": schedule})}
-    )
 
 
 def _head(heads: list[MaskedHead], job: classify.Job) -> nn.Module:

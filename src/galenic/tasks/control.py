@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save
 
 from galenic.core.config import Config as BaseConfig
 from galenic.core.config import parse
-from galenic.core.files import atomic_write
 from galenic.core.meters import Meter
 from galenic.core.run import Run
 from galenic.core.seeding import seed_everything
@@ -103,7 +102,7 @@ def run(config: Config, run: Run) -> None:
         job.fit()
         fitted = time.perf_counter() - started
         write_results(job)
-        atomic_write(run.path / "controller.safetensors", save(job.policy.state_dict()))
+        run.write_bytes("controller.safetensors", save(job.policy.state_dict()))
     run.write_json("cost.json", _cost(job, fitted, time.perf_counter() - started, meter))
 
 

@@ -10,19 +10,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from galenic import tuners
-from galenic.core.config import parse
-from galenic.core.files import atomic_write
 from galenic.core.fingerprint import fingerprint_module
 from galenic.core.inputs import InputSpec
 from galenic.core.meters import count_parameters
 from galenic.core.prediction import predict
 from galenic.core.progress import tell
 from galenic.core.run import Run
-from galenic.core.seeding import rng, seed_everything
-from galenic.core.trainer import Validation, fit
+from galenic.core.trainer import Validation
 from galenic.data.box_cohort import boxes_of, sizes_of
 from galenic.data.boxes import Boxes, Found
-from galenic.data.labels import refuse_unseen, require_seen
+from galenic.data.labels import refuse_unseen, require_kind
 from galenic.data.prevalence import PrevalenceConfig, counts_of, make_prevalence_split
 from galenic.data.splits import PARTS, make_splits
 from galenic.evaluation.detection import coco, match
@@ -33,10 +30,9 @@ from galenic.pipeline.balance import balance_of
 from galenic.pipeline.boxed import BoxRows, collate, found_of, truth_of
 from galenic.pipeline.config import open_cohort
 from galenic.pipeline.opening import describe, open_inputs
-from galenic.tasks._cost import measured
 from galenic.tasks._detect_config import Config
 from galenic.tasks._detect_results import write_results
-from galenic.tasks.classify import quickened
+from galenic.tasks._job import carry_out, fit_stages, layer_depths, reopened
 
 __all__ = ["FILES", "TABLE", "Config", "Job", "load", "run"]
 
@@ -57,6 +53,7 @@ FILES = (
     "detector.safetensors",
 )
 TABLE = "slices.parquet"
+LABELS = "boxes"
 BACKBONE = "pyramid.backbone."
 
 
@@ -66,24 +63,19 @@ def run(config: Config, run: Run) -> None:
     Raises:
         GalenicError: For anything the user can put right.
     """
-    config = _asked(config)
-    measured(run, config.seed, lambda: Job(config, run))
+    carry_out(config, run, make)
 
 
-def _asked(config: Config) -> Config:
-    if not config.quick:
-        return config
-    # A few rows seldom hold patients of both kinds.
-    found: Config = quickened(config).model_copy(update={"prevalence": PrevalenceConfig()})
-    return found
+def make(config: Config, run: Run) -> Job:
+    """The job; a quick one keeps all rows, since a few seldom hold patients of both kinds."""
+    if config.quick:
+        config = config.model_copy(update={"prevalence": PrevalenceConfig()})
+    return Job(config, run)
 
 
 def load(run: Run) -> tuple[Job, nn.Module]:
     """The trained detector of a finished run, and the job that knows its data."""
-    config = _asked(parse(Config, run.config))
-    # A network with random weights is drawn again, as the run drew it.
-    seed_everything(config.seed)
-    job = Job(config, run)
+    job = reopened(run, Config, make)
     if job.adapted:
         tuners.load(job.detector.backbone, job.tuner, run.path / "adapter")
     state = load_file(run.path / "detector.safetensors")
@@ -105,12 +97,9 @@ class Job:
         self.steps = 0
         self.cohort = open_cohort(config.data, config.columns, quick=config.quick)
         whole = make_splits(self.cohort, config.split, config.seed)
-        label = self.cohort.label
-        if label is not None and label.kind != "boxes":
-            require_seen(label, self.cohort.targets(), whole)
+        label = require_kind(self.cohort.label, "boxes", self.cohort.name)
         self.sizes = sizes_of(self.cohort)
         self.boxes, self.faults = boxes_of(self.cohort, self.sizes)
-        assert label is not None
         self.classes = label.classes
         self.positive = np.array([len(boxes) > 0 for boxes in self.boxes])
         patients = self.cohort.patient_ids
@@ -141,30 +130,24 @@ class Job:
         refuse_unseen([self.classes[code] for code in unseen], column)
 
     def _describe(self) -> None:
-        parts = {part: getattr(self.splits, part).tolist() for part in PARTS}
         used = {
             part: counts_of(getattr(self.splits, part), self.cohort.patient_ids, self.positive)
             for part in PARTS
         }
-        document = {"how": self.config.split.how, "seed": self.config.seed}
-        counts = {part: len(rows) for part, rows in parts.items()}
+        document = self.splits.to_dict(self.config.split.how, self.config.seed)
         prevalence = {"native": self.native, "used": used}
-        self.run.write_json(
-            "splits.json", document | {"counts": counts, "prevalence": prevalence, **parts}
-        )
+        self.run.write_json("splits.json", document | {"prevalence": prevalence})
         if self.faults.lost:
             tell(f"{self.faults.lost} boxes without area in the image are left out.")
 
     def _shuffled(self) -> list[Boxes]:
         """Boxes of other images in training and validation, at the same place of the image."""
-        known = np.concatenate([self.splits.train, self.splits.val])
-        shuffled = list(self.boxes)
-        for row, other in zip(
-            known, rng(self.config.seed, "shuffle").permutation(known), strict=True
-        ):
-            theirs, own = (tuple(self.sizes[place]) for place in (other, row))
-            shuffled[row] = self.boxes[other].scaled(theirs, own)
-        return shuffled
+        source = self.splits.shuffled(len(self.cohort), self.config.seed)
+        sizes = [tuple(size) for size in self.sizes]
+        return [
+            self.boxes[other].scaled(sizes[other], sizes[row]) if other != row else self.boxes[row]
+            for row, other in enumerate(source)
+        ]
 
     def _open(self) -> tuple[Any, InputSpec]:
         config = self.config.detector
@@ -232,25 +215,18 @@ class Job:
             return {"map_50": float(np.nan_to_num(figures[1]))}
 
         train = self.rows("train", training=True)
-        targets = self.positive[train.rows].astype(np.int64)
+        targets = np.array([int(len(self.taught[row]) > 0) for row in train.rows])
         drawn = balance_of(self.config.schedule.balance, self.cohort, train.rows, targets)
-        for stage in self.hooks.begun(self.detector):
-            result = fit(
-                self.objective,
-                train,
-                schedule=self.config.schedule.model_copy(update=dict(stage.schedule)),
-                collate=collate,
-                folder=self.run.path / "checkpoints" / stage.name,
-                seed=self.config.seed,
-                validation=Validation(held, monitor),
-                sample_weights=drawn.weights,
-                sample_groups=drawn.groups,
-                after_step=self.hooks.after_step,
-                log=self.run.log,
-                resume=self.run.resumed,
-            )
-            self.fit_seconds += result.seconds
-            self.steps += result.steps
+        fit_stages(
+            self, self.detector, train, Validation(held, monitor),
+            collate=collate, drawn=drawn, depths=self._depths(),
+        )  # fmt: skip
+
+    def _depths(self) -> dict[str, int] | None:
+        if not isinstance(self.detector, Fcos):
+            return None
+        network = self.detector.backbone.network
+        return layer_depths(self.objective, network, self.config.schedule)
 
     def _found(self, detections: Array, rows: Array) -> Found:
         assert self.inputs.size is not None
@@ -275,7 +251,7 @@ class Job:
         """Write what was trained, in safetensors."""
         if self.adapted:
             tuners.save(self.detector.backbone, self.tuner, self.run.path / "adapter")
-        atomic_write(self.run.path / "detector.safetensors", save(_own(self.detector)))
+        self.run.write_bytes("detector.safetensors", save(_own(self.detector)))
 
 
 def _own(detector: nn.Module) -> dict[str, Tensor]:

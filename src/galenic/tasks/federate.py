@@ -22,7 +22,7 @@ from galenic.core.fingerprint import fingerprint_bytes
 from galenic.core.meters import count_parameters
 from galenic.core.prediction import predict
 from galenic.core.run import Run
-from galenic.core.seeding import rng, seed_everything, stream
+from galenic.core.seeding import rng, stream
 from galenic.evaluation.metrics import MAIN, point
 from galenic.evaluation.protocol import to_scores
 from galenic.federation import require_flower
@@ -34,6 +34,7 @@ from galenic.pipeline.frozen import Rows
 from galenic.tasks import classify
 from galenic.tasks._federate_config import Config
 from galenic.tasks._federate_models import backbone_of, head_of, held, sent, started
+from galenic.tasks._job import carry_out, reopened
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -338,7 +339,7 @@ def run(config: Config, run: Run) -> None:
     Raises:
         GalenicError: For anything the user can put right.
     """
-    classify.carry_out(config, run, make)
+    carry_out(config, run, make)
 
 
 def load(run: Run) -> tuple[classify.Job, Classifier]:
@@ -354,8 +355,7 @@ def load(run: Run) -> tuple[classify.Job, Classifier]:
             where=str(run.path),
             next_step="Load one of the adapters under clients/ with peft.",
         )
-    seed_everything(config.seed)
-    job = make(classify.quickened(config) if config.quick else config, run)
+    job = reopened(run, Config, make)
     path = run.path / "adapter"
     if config.method != "full":
         with safe_open(str(path / "adapter_model.safetensors"), framework="pt") as file:

@@ -6,7 +6,7 @@ Hemker et al., "Multimodal Lego", ICLR 2025, arXiv 2405.19950.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,9 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from galenic import tuners
-from galenic.core.config import parse
 from galenic.core.errors import ConfigError, DataError
-from galenic.core.files import atomic_write
 from galenic.core.meters import count_parameters
 from galenic.core.progress import tell
 from galenic.core.run import Run
@@ -25,13 +23,14 @@ from galenic.data.cohort import Cohort
 from galenic.models.backbone import Backbone
 from galenic.models.lego import LegoBlock, LegoFuse, LegoMerge, store
 from galenic.models.lego.functional import HeadMethod
-from galenic.objectives.classification import Classifier
+from galenic.objectives.classification import Classifier, TargetKind
 from galenic.pipeline.config import InputConfig
 from galenic.pipeline.inputs import Inputs
 from galenic.pipeline.lego import Modality, open_modalities
 from galenic.pipeline.paired import Concatenated, Fed, PairedCollate, PairedRows
 from galenic.pipeline.tokens import TableEncoder, TokenEncoder
 from galenic.tasks import _lego_arms, classify
+from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._lego_config import ARMS, Config
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -44,20 +43,14 @@ def run(config: Config, run: Run) -> None:
     Raises:
         GalenicError: For anything the user can put right.
     """
-    classify.carry_out(_quick(config) if config.quick else config, run, LegoJob)
+    carry_out(config, run, LegoJob)
 
 
 def load(run: Run) -> tuple[LegoJob, Classifier]:
     """The fitted objective of a finished run, and the job that knows its data."""
-    config = parse(Config, run.config)
-    job = LegoJob(classify.quickened(_quick(config)) if config.quick else config, run)
+    job = reopened(run, Config, LegoJob)
     job.restore()
     return job, job.objective.eval()
-
-
-def _quick(config: Config) -> Config:
-    schedule = config.fuse.schedule.model_copy(update={"max_steps": 2, "batch_size": 8})
-    return config.model_copy(update={"fuse": config.fuse.model_copy(update={"schedule": schedule})})
 
 
 class LegoJob(classify.Job):
@@ -131,7 +124,6 @@ class LegoJob(classify.Job):
 
     def _objective(self) -> Classifier:
         kind, train = self.label.kind, self.splits.train
-        self.outputs = 1 if kind in ("binary", "continuous") else len(self.label.classes)
         self.centre, self.spread = 0.0, 1.0
         if kind == "continuous":
             self.centre = float(self.training_targets[train].mean())
@@ -140,7 +132,7 @@ class LegoJob(classify.Job):
         self.hooks_of: dict[str, tuners.Hooks] = {}
         encoders = {modality.name: self._encoder(modality) for modality in self.modalities}
         if self.config.predict == "concat":
-            self.concat = Concatenated(encoders, self.outputs)
+            self.concat = Concatenated(encoders, self.label.outputs)
             return self.classifier(self.concat, self.modalities)
         blocks = {name: self._block_of(name, encoder) for name, encoder in encoders.items()}
         merge = self.config.merge
@@ -180,15 +172,15 @@ class LegoJob(classify.Job):
         if name in self.config.trained:
             folder = Path(self.config.trained[name])
             block = store.load_block(folder / MERGED, name, encoder)
-            if block.outputs != self.outputs:
+            if block.outputs != self.label.outputs:
                 raise ConfigError(
                     f"The block of '{name}' has {block.outputs} outputs, and the label needs "
-                    f"{self.outputs}.",
+                    f"{self.label.outputs}.",
                     where=f"trained.{name}",
                 )
             return block
         options = self.config.block.model_dump()
-        return LegoBlock(encoder, encoder.width, self.outputs, **options)
+        return LegoBlock(encoder, encoder.width, self.label.outputs, **options)
 
     def classifier(
         self, model: nn.Module, modalities: list[Modality], penalty: Any = None
@@ -196,7 +188,7 @@ class LegoJob(classify.Job):
         return Classifier(
             Fed(model, [modality.name for modality in modalities]),
             nn.Identity(),
-            self.label.kind,
+            cast("TargetKind", self.label.kind),  # require_seen refuses all others
             centre=self.centre,
             spread=self.spread,
             label_smoothing=self.config.head.label_smoothing,
@@ -310,14 +302,14 @@ class LegoJob(classify.Job):
         if self.concat is not None:
             trained = {n for n, p in self.concat.named_parameters() if p.requires_grad}
             state = {n: t for n, t in self.concat.state_dict().items() if n in trained}
-            atomic_write(self.run.path / HEAD, save(state))
+            self.run.write_bytes(HEAD, save(state))
             return
         store.save(self.merged, self.run.path / MERGED, encoders="trained")
         head = self.merged.head_state()
         if self.fused is not None:
             store.save(self.fused, self.run.path / FUSED, encoders="trained")
             head = self.fused.head.state_dict()
-        atomic_write(self.run.path / HEAD, save({n: t.contiguous() for n, t in head.items()}))
+        self.run.write_bytes(HEAD, save({n: t.contiguous() for n, t in head.items()}))
 
     def restore(self) -> None:
         """Take up what a finished run wrote."""

@@ -20,12 +20,12 @@ from galenic.core.errors import ConfigError
 from galenic.core.hardware import device
 from galenic.core.provenance import versions
 from galenic.core.run import Run
-from galenic.core.seeding import seed_everything
 from galenic.evaluation.protocol import ScoreConfig
 from galenic.merging import grid as grids
 from galenic.merging import methods
 from galenic.pipeline.config import Columns, open_cohort
 from galenic.tasks import classify
+from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._panel import Panel, written
 
 Method = Literal[
@@ -114,19 +114,20 @@ def run(config: Config, run: Run) -> None:
     Raises:
         GalenicError: For anything the user can put right.
     """
-    classify.carry_out(_quick(config) if config.quick else config, run, MergeJob)
-
-
-def _quick(config: Config) -> Config:
-    last = {key: values[-1:] for key, values in config.tried().items()}
-    return config.model_copy(update={"grid": last})
+    carry_out(config, run, make)
 
 
 def load(run: Run) -> tuple[classify.Job, Any]:
     """The merged network of a finished run under the head of its first task, and the job."""
-    config = parse(Config, run.config)
-    seed_everything(config.seed)
-    return classify.restored(MergeJob(classify.quickened(config) if config.quick else config, run))
+    return classify.restored(reopened(run, Config, make))
+
+
+def make(config: Config, run: Run) -> MergeJob:
+    """The job; a quick one tries one point."""
+    if config.quick:
+        last = {key: values[-1:] for key, values in config.tried().items()}
+        config = config.model_copy(update={"grid": last})
+    return MergeJob(config, run)
 
 
 class MergeJob(classify.Job):

@@ -10,13 +10,13 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from galenic.core.config import Config as BaseConfig
-from galenic.core.config import parse
 from galenic.core.run import Run
 from galenic.core.schedule import Schedule
 from galenic.objectives.classification import Classifier
 from galenic.pipeline.config import Columns
 from galenic.tasks import classify
 from galenic.tasks._heads import HeadConfig
+from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._port_arms import Arm, Arms
 from galenic.tasks._words import WordsConfig
 
@@ -88,21 +88,18 @@ def run(config: Config, run: Run) -> None:
     Raises:
         GalenicError: For anything the user can put right.
     """
-    classify.carry_out(config, run, make)
+    carry_out(config, run, make)
 
 
 def load(run: Run) -> tuple[classify.Job, Classifier]:
     """The fitted objective of a finished run, and the job that knows its data."""
-    config = parse(Config, run.config)
-    return classify.restored(make(classify.quickened(config) if config.quick else config, run))
+    return classify.restored(reopened(run, Config, make))
 
 
 def make(config: Config, run: Run) -> PortJob:
     """The job of the arm that `config.predict` names."""
     if config.quick:
-        schedule = config.evolve.schedule.model_copy(update={"max_steps": 2, "batch_size": 8})
-        evolve = config.evolve.model_copy(update={"schedule": schedule})
-        config = config.model_copy(update={"evolve": evolve, "also": []})
+        config = config.model_copy(update={"also": []})
     arms = Arms(config, run)
     job = arms.job(config.predict, run, PortJob)
     assert isinstance(job, PortJob)

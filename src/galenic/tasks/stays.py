@@ -16,16 +16,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from galenic.core.config import parse
-from galenic.core.files import atomic_write
 from galenic.core.prediction import evaluating
 from galenic.core.run import Run
-from galenic.core.seeding import seed_everything
 from galenic.data.cohort import Cohort
 from galenic.data.events import label, read
 from galenic.data.events.channels import Channels
 from galenic.data.events.definitions import load as load_definition
 from galenic.data.events.grid import summaries
+from galenic.data.events.ingest import REPORT
 from galenic.models.backbone import Backbone, open_backbone
 from galenic.models.irregular import GridNetwork, ResidualHead, Sizes, StayNetwork
 from galenic.objectives.classification import Classifier
@@ -36,6 +34,7 @@ from galenic.pipeline.inputs import Inputs
 from galenic.pipeline.opening import describe, weights_of
 from galenic.pipeline.stays import StayCollate, StayEncoder, Stays, note_inputs
 from galenic.tasks import classify
+from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._stays_config import Config
 from galenic.tasks._stays_reading import reading
 from galenic.tasks._stays_trees import tree_logits
@@ -51,17 +50,14 @@ def run(config: Config, run: Run) -> None:
     Raises:
         GalenicError: For anything the user can put right.
     """
-    classify.carry_out(config, run, StaysJob)
+    carry_out(config, run, StaysJob)
 
 
 def load(run: Run) -> tuple[StaysJob, Classifier]:
     """The fitted objective of a finished run, and the job that knows its data."""
-    config = parse(Config, run.config)
-    seed_everything(config.seed)
-    job = StaysJob(classify.quickened(config) if config.quick else config, run)
-    classify.restored(job)
+    job, objective = classify.restored(reopened(run, Config, StaysJob))
     job.network.load_state_dict(load_file(run.path / NETWORK))
-    return job, job.objective.eval()
+    return job, objective
 
 
 class StaysJob(classify.Job):
@@ -96,7 +92,7 @@ class StaysJob(classify.Job):
         config = self.config
         events = read(config.data, mapping=config.mapping, timezone=config.timezone)
         self.events = events.frame
-        self.run.write_table("rejected.parquet", events.rejected.to_pandas())
+        self.run.write_text(REPORT, events.rejected.write_csv())
         table: Any = config.stays
         if table is None:
             asked = config.definition
@@ -149,10 +145,8 @@ class StaysJob(classify.Job):
     def _head_of(self, job: classify.Job) -> nn.Module:
         if self.config.network.kind == "trees":
             return nn.Identity()
-        kind = self.label.kind
-        outputs = 1 if kind in ("binary", "continuous") else len(self.label.classes)
         width = int(self.network.width)  # type: ignore[arg-type]
-        return ResidualHead(width, outputs, self.config.network.dropout)
+        return ResidualHead(width, self.label.outputs, self.config.network.dropout)
 
     def _pooled_encoder(self) -> nn.Module:
         if self.config.network.kind == "trees":
@@ -239,4 +233,4 @@ class StaysJob(classify.Job):
     def save(self) -> None:
         """Write what was trained, in safetensors."""
         super().save()
-        atomic_write(self.run.path / NETWORK, save(self.network.state_dict()))
+        self.run.write_bytes(NETWORK, save(self.network.state_dict()))

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from galenic.core.config import Config, parse
-from galenic.core.errors import ConfigError
+from galenic.core.config import Config
 from galenic.core.registry import load as load_module
+from galenic.core.registry import parse_method
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -92,15 +92,7 @@ def parse_tuner(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: If the method or a key is unknown (naming the nearest) or a value is wrong.
     """
-    method = values.get("method")
-    if not isinstance(method, str):
-        raise ConfigError(
-            f"Key 'tuner.method' got {method!r}.",
-            where="tuner",
-            expected="the name of a tuner, for example method: ssf",
-        )
-    kind = load_module(__name__, method).Config
-    return parse(kind, {**values, "method": kind.model_fields["method"].default}, "tuner")
+    return parse_method(__name__, values, "tuner", "ssf")
 
 
 def capabilities(method: str) -> Capabilities:

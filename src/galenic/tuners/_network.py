@@ -35,6 +35,13 @@ def freeze(network: nn.Module) -> None:
             module.eval()
 
 
+def release(modules: Iterable[nn.Module]) -> None:
+    """Let the batch statistics that :func:`freeze` holds move again."""
+    for module in modules:
+        if getattr(module, "_galenic_held", False):
+            module._galenic_held = False  # type: ignore[assignment]
+
+
 def _evaluate(module: nn.Module, _: tuple[Any, ...]) -> None:
     if getattr(module, "_galenic_held", False) and module.training:
         module.eval()

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from galenic.core.config import Config as BaseConfig
 from galenic.core.errors import ConfigError
-from galenic.tuners import Capabilities
+from galenic.tuners import Capabilities, Hooks, Stage
+from galenic.tuners._phase import Phase
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
@@ -30,6 +31,18 @@ class Config(BaseConfig):
     frozen_blocks: int = Field(
         0, ge=0, description="The embeddings and this many leading blocks stay frozen."
     )
+    drop_path: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Stochastic depth: chance that the branches of the last transformer block are "
+        "left out in training; less in blocks before it, in a straight line.",
+    )
+    head_first: Phase | None = Field(
+        None,
+        description="Train the head alone before, for these epochs and at this rate; the schedule is "
+        "then that of the backbone and the head together.",
+    )
 
 
 def attach(backbone: Backbone, config: Config) -> None:
@@ -37,13 +50,16 @@ def attach(backbone: Backbone, config: Config) -> None:
 
     Raises:
         ConfigError: If `frozen_blocks` is more than the network has.
-        BackboneError: If there are no blocks to count.
+        BackboneError: If there are no blocks to count, or to leave out.
     """
-    from galenic.tuners._network import blocks, freeze, last
+    from galenic.tuners._drop_path import place_drop_path
+    from galenic.tuners._network import blocks, freeze, last, release
 
     network = backbone.network
+    place_drop_path(network, config.drop_path)
     if config.frozen_blocks == 0:
         network.requires_grad_(True)
+        release(network.modules())
         return
     every = blocks(network)
     if config.frozen_blocks >= len(every):
@@ -60,4 +76,18 @@ def attach(backbone: Backbone, config: Config) -> None:
         owner = network.get_submodule(name.rpartition(".")[0])
         if name.rpartition(".")[0] in free:
             parameter.requires_grad_(True)
-            owner._galenic_held = False  # type: ignore[assignment]
+            release([owner])
+
+
+def hooks(backbone: Backbone, config: Config) -> Hooks:
+    """One stage, or the head alone and then what :func:`attach` lets train."""
+    from galenic.tuners._network import freeze
+
+    if config.head_first is None:
+        return Hooks()
+    return Hooks(
+        (
+            Stage("head", lambda: freeze(backbone.network), config.head_first.keys()),
+            Stage("train", lambda: attach(backbone, config)),
+        )
+    )

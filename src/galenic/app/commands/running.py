@@ -39,6 +39,11 @@ app = typer.Typer()
 Recipes = Annotated[
     list[str] | None, typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="What to compare.")
 ]
+Shots = Annotated[
+    list[str] | None,
+    typer.Option("--shots", help="Training patients a class, or 'all'; repeatable."),
+]
+Draws = Annotated[int, typer.Option("--seeds", min=2, help="Draws of patients.")]
 Resume = Annotated[Path | None, typer.Option("--resume", help="A folder that was cut off.")]
 
 
@@ -173,10 +178,8 @@ def curve(
     inputs: Inputs = None,
     patient_id: Patient = None,
     kind: Kind = None,
-    shots: Annotated[
-        list[int] | None, typer.Option("--shots", help="Training patients a class; repeatable.")
-    ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Draws of patients.")] = 3,
+    shots: Shots = None,
+    seeds: Draws = 3,
     out: Out = Path("runs"),
     resume: Resume = None,
     quick: Quick = False,
@@ -206,6 +209,50 @@ def curve(
 
 @app.command(
     epilog=examples(
+        "galenic protocol --data cohort.csv",
+        "galenic protocol --data masks.csv --label mask --shots 5 --shots all",
+        "galenic protocol --data cohort.csv --backbone builtin:mobilenet-v2 "
+        "--backbone builtin:efficientnet-lite0",
+    )
+)
+@guarded
+def protocol(
+    overrides: Overrides = None,
+    data: Data = None,
+    label: Label = None,
+    inputs: Inputs = None,
+    patient_id: Patient = None,
+    kind: Kind = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option("--backbone", help="Networks to compare; repeatable.")
+    ] = None,
+    shots: Shots = None,
+    seeds: Draws = 3,
+    out: Out = Path("runs"),
+    quick: Quick = False,
+    debug: Debug = False,
+) -> None:
+    """The radiology protocol: all ways of using a network, on few labels and on all."""
+    from galenic.launch import protocol as protocols
+
+    quiet_libraries()
+    if data is None:
+        raise ConfigError("No data was named.", next_step="--data cohort.csv")
+    made = protocols.protocol(
+        data,
+        backbones=backbone or ("auto",),
+        shots=shots or protocols.SHOTS,
+        columns=columns(label, inputs, patient_id, kind, None, None, None),
+        seeds=seeds,
+        overrides=overrides or (),
+        out=out,
+        quick=quick,
+    )
+    _tell_points(made, "shots")
+
+
+@app.command(
+    epilog=examples(
         "galenic sites linear lora pego --data cohort.csv --site hospital",
         "galenic sites linear ssf --data ecg.csv --site device --smallest 30 --seeds 5",
         "galenic sites --resume runs/sites-0001",
@@ -220,7 +267,7 @@ def sites(
     patient_id: Patient = None,
     kind: Kind = None,
     site: Site = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Draws of patients.")] = 3,
+    seeds: Draws = 3,
     smallest: Annotated[
         int, typer.Option("--smallest", min=1, help="Samples a site needs to be held out.")
     ] = 1,

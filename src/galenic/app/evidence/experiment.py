@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import galenic
 from galenic import launch
@@ -24,13 +24,23 @@ from galenic.evaluation.metrics import greater_is_better
 PACKAGES = ("galenic", "torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
+class After(Config):
+    """The arm that another one goes on from, on the same data and with the same seed."""
+
+    arm: str
+    key: str = Field("backbone", description="Key of the config that gets the folder of its run.")
+
+
 class Arm(Config):
     """One column of an experiment."""
 
     name: str
-    role: Literal["method", "baseline", "ablation", "control"]
+    role: Literal["method", "baseline", "ablation", "control", "stage"] = Field(
+        description="stage: run for other arms to go on from, and not compared."
+    )
     recipe: str
     overrides: list[str] = Field([], description="{data} stands for the folder of the data sets.")
+    after: After | None = Field(None, description="None begins with what the recipe names.")
 
 
 class Data(Config):
@@ -67,6 +77,20 @@ class Experiment(Config):
     )
     note: str = ""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Experiment:
+        before: set[str] = set()
+        for arm in self.arms:
+            if arm.after is not None and arm.after.arm not in before:
+                raise ValueError(f"'{arm.name}' goes on from '{arm.after.arm}', no arm before it")
+            before.add(arm.name)
+        return self
+
+    @property
+    def compared(self) -> list[Arm]:
+        """The arms that have a row."""
+        return [arm for arm in self.arms if arm.role != "stage"]
+
 
 def run_experiment(slug: str, folder: Path, data_root: Path, out: Path) -> Path:
     """Run every arm on every seed, and write `results/SLUG.json` below `folder`.
@@ -98,18 +122,18 @@ def run_experiment(slug: str, folder: Path, data_root: Path, out: Path) -> Path:
 def _measure(experiment: Experiment, out: Path, data_root: Path) -> dict[str, Any]:
     runs: dict[tuple[str, str], list[Any]] = {}
     for data in experiment.data:
-        source = data.source if ":" in data.source else str(data_root / data.source)
-        for arm in experiment.arms:
-            for seed in experiment.seeds:
-                done = _once(data, arm, seed, source, data_root, out)
+        for seed in experiment.seeds:
+            done: dict[str, Run] = {}
+            for arm in experiment.arms:
+                run = done[arm.name] = _once(data, arm, seed, done, data_root, out)
                 runs.setdefault((data.name, arm.name), []).append(
-                    (done.read_json("metrics.json"), done.read_json("cost.json"), done.provenance)
+                    (run.read_json("metrics.json"), run.read_json("cost.json"), run.provenance)
                 )
     single = len(experiment.data) == 1
     arms = [
         _arm_row(arm, runs[data.name, arm.name], "" if single else data.name)
         for data in experiment.data
-        for arm in experiment.arms
+        for arm in experiment.compared
     ]
     comparisons = [
         _difference(experiment, pair, runs, data.name, single)
@@ -135,10 +159,13 @@ def _measure(experiment: Experiment, out: Path, data_root: Path) -> dict[str, An
     }
 
 
-def _once(data: Data, arm: Arm, seed: int, source: str, root: Path, out: Path) -> Run:
+def _once(data: Data, arm: Arm, seed: int, done: Mapping[str, Run], root: Path, out: Path) -> Run:
     """The finished run of one arm and seed, from `out` where it is there already."""
+    source = data.source if ":" in data.source else str(root / data.source)
     named = (*data.overrides, *arm.overrides)
     overrides = [text.replace("{data}", str(root)) for text in named]
+    if arm.after is not None:
+        overrides.append(f"{arm.after.key}={done[arm.after.arm].path}")
     asked = [_code(), arm.recipe, source, overrides, data.columns, seed]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     path = out / key
@@ -224,7 +251,7 @@ def _verdict(
 
 
 def _data_row(data: Data, runs: Mapping[Any, Any], experiment: Experiment) -> dict[str, Any]:
-    described = runs[data.name, experiment.arms[0].name][0][2]["data"]
+    described = runs[data.name, experiment.compared[0].name][0][2]["data"]
     return {
         "name": data.name,
         "real": data.real,

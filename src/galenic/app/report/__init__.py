@@ -20,6 +20,7 @@ def write(path: Path) -> Path:
         RunError: If it is none of them.
     """
     from galenic.app.report.control import read_control
+    from galenic.app.report.detection import read_detection
     from galenic.app.report.grid import read_curve, read_sites
     from galenic.app.report.modelcard import write_card
     from galenic.app.report.read import read_comparison, read_run
@@ -35,6 +36,8 @@ def write(path: Path) -> Path:
         context = read_comparison(run)
     elif (run.path / "control.json").is_file():
         context, template = read_control(run), "control.html.j2"
+    elif (run.path / "detection.json").is_file():
+        context, template = read_detection(run), "detection.html.j2"
     elif run.provenance.get("task") == "merged":
         context, template = read_merged(run), "sweep.html.j2"
     else:
@@ -74,7 +77,8 @@ def percent(value: float | None) -> str:
     return f"{value:.0%}" if value >= 0.1 or value == 0 else f"{value:.2%}"
 
 
-SHORT = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "mcc": "MCC", "r2": "R²", "mae": "MAE",
+SHORT = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "mcc": "MCC", "r2": "R²", "iou": "IoU",
+         "dice": "Dice", "hd95": "HD95", "assd": "ASSD", "mae": "MAE",
          "rmse": "RMSE", "macro_f1": "macro F1", "quadratic_kappa": "quadratic kappa"}  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from galenic.app.report import plots
-from galenic.app.report.read import fit_plots, frame, png_of
+from galenic.app.report.read import fit_plots, frame, with_pictures
 from galenic.core.config import dump_yaml
 from galenic.core.run import Run
 
@@ -18,8 +18,7 @@ def read_detection(run: Run) -> dict[str, Any]:
     scores, document = run.read_json("metrics.json"), run.read_json("detection.json")
     patients = pd.read_parquet(run.path / "patients.parquet")
     test = patients[patients["split"] == "test"].sort_values("score", ascending=False)
-    for shown in document["shown"]:
-        shown["data"] = png_of(run.path / shown["png"])
+    document["shown"] = with_pictures(run, document["shown"])
     return frame(run) | {
         "title": run.provenance.get("recipe", run.path.name),
         "data": run.provenance["data"],

@@ -12,21 +12,28 @@ from galenic.core.run import Run
 from galenic.evaluation.metrics import greater_is_better
 
 Point = dict[str, Any]
+ALL = "all"
 
 
 def read_curve(run: Run) -> dict[str, Any]:
     """Context of a report on a learning curve."""
     found = run.read_json("curve.json")
-    counts = sorted({point["shots"] for point in found["points"]})
-    ticks = [(math.log2(count), str(count)) for count in counts]
-    points = [{**point, "at": math.log2(point["shots"])} for point in found["points"]]
-    return _grid(run, found, points, [f"{count} a class" for count in counts]) | {
+    counts = list(dict.fromkeys(point["shots"] for point in found["points"]))
+    most = max((math.log2(count) for count in counts if count != ALL), default=0.0)
+    # All patients are many: a step behind the last count, wherever that is.
+    places = {count: most + 1 if count == ALL else math.log2(count) for count in counts}
+    ticks = [(at, str(count)) for count, at in places.items()]
+    points = [{**point, "at": places[point["shots"]]} for point in found["points"]]
+    of = found["of"]
+    left = "".join(f" {name} was left out: {why}" for name, why in found["left_out"].items())
+    names = [ALL if count == ALL else f"{count} {of}" for count in counts]
+    return _grid(run, found, points, names) | {
         "title": "Learning curve",
-        "lede": f"with {', '.join(map(str, counts))} training patients a class",
-        "note": "With one draw, fewer patients are a subset of more.",
+        "lede": f"with {', '.join(map(str, counts))} training patients {of}",
+        "note": f"With one draw, fewer patients are a subset of more.{left}",
         "plot": plots.intervals(
-            _series(points), ticks, x="patients a class", y=_words(found["metric"]),
-            label=f"{_words(found['metric'])} with few patients a class", joined=True,
+            _series(points), ticks, x=f"patients {of}", y=_words(found["metric"]),
+            label=f"{_words(found['metric'])} with few patients {of}", joined=True,
         ),
     }  # fmt: skip
 

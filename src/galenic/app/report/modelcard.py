@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from galenic.core.errors import RunError
 from galenic.core.files import atomic_write
 from galenic.core.recipes import open_recipe
@@ -36,8 +38,7 @@ def write_card(run: Run) -> None:
         "## Data",
         "",
         f"{data.get('n', '?')} samples of {data.get('patients', '?')} patients "
-        f"(or groups), {scores['kind']} label"
-        + (f" with {len(scores['classes'])} classes." if scores["classes"] else "."),
+        f"(or groups), {_label(scores, data.get('captions'))}.",
         f"Licence of the data: {data.get('license') or 'not stated'}.",
         f"Fingerprint {data.get('fingerprint', 'unknown')}.",
         "",
@@ -65,6 +66,13 @@ def write_card(run: Run) -> None:
         "",
     ]
     atomic_write(run.path / "README.md", "\n".join(lines))
+
+
+def _label(scores: dict[str, Any], captions: str | None) -> str:
+    if scores["kind"] == "pretraining":
+        return f"captions from '{captions}'" if captions else "no label was used"
+    classes = f" with {len(scores['classes'])} classes" if scores["classes"] else ""
+    return f"{scores['kind']} label{classes}"
 
 
 def _number(value: float | None) -> str:

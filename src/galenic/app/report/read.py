@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,23 @@ def _arm(run: Run, name: str) -> dict[str, Any]:
         "calibration": _calibration(run),
         "operating": _json(run, "operating.json"),
         "labels": _json(run, "labels.json"),
+        "by_class": _json(run, "classes.json"),
         "subgroups": _json(run, "subgroups.json"),
-        "mistakes": _mistakes(run),
-        "fit": _fit(run),
+        "samples": [
+            (title, _samples(run, name))
+            for title, name in (("Worst mistakes", "mistakes"), ("Surest right answers", "best"))
+        ],
+        "pictures": png_of(run.path / "pictures.png"),
+        "structures": _json(run, "structures.json"),
+        "overlays": with_pictures(run, _json(run, "overlays.json") or []),
+        "fit": fit_plots(run),
         "config": dump_yaml(run.config),
     }
+
+
+def with_pictures(run: Run, shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries of :func:`galenic.pipeline.pictures.write_overlay`, each with its picture in it."""
+    return [entry | {"data": png_of(run.path / entry["png"])} for entry in shown]
 
 
 def _json(run: Run, name: str) -> Any:
@@ -235,18 +247,23 @@ def _calibration(run: Run) -> Any:
     return found
 
 
-def _mistakes(run: Run) -> list[Any]:
-    found = _json(run, "mistakes.json") or []
-    for mistake in found:
-        shown = mistake["input"]
-        if shown["kind"] == "image":
-            path = run.path / Path(shown["png"])
-            data = base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
-            shown["data"] = f"data:image/png;base64,{data}"
+def _samples(run: Run, name: str) -> list[Any]:
+    found = _json(run, f"{name}.json") or []
+    for sample in found:
+        shown = sample["input"]
+        shown["data"] = [png_of(run.path / Path(shown[k])) for k in ("png", "heat") if k in shown]
     return found
 
 
-def _fit(run: Run) -> Any:
+def png_of(path: Path) -> str:
+    """A picture as the page carries it; '' where there is none."""
+    if not path.is_file():
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def fit_plots(run: Run) -> list[Any]:
+    """Training loss, and what validation said after each epoch."""
     events = run.events()
     train = [(e["epoch"], e["loss"]) for e in events if e.get("event") == "train"]
     known = ("event", "step", "epoch", "time")

@@ -9,7 +9,6 @@ import numpy as np
 from galenic.data.events.series import Series
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SUMMARIES = ("last", "mean", "lowest", "highest", "count")
 
 
 def carried_forward(

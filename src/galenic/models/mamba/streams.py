@@ -151,6 +151,12 @@ class EventMamba(nn.Module):
         self.streams = streams
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """Of codes."""
+        embedding: nn.Embedding = self.network.get_input_embeddings()
+        return embedding
+
+    @property
     def decoder(self) -> nn.Module:
         """From hidden states to the vocabulary."""
         decoder: nn.Module = self.network.get_output_embeddings()
@@ -181,7 +187,7 @@ class EventMamba(nn.Module):
             DataError: If a stream is not as long as the codes.
         """
         cache, before = past or (None, None)
-        codes = self.network.get_input_embeddings()(input_ids)
+        codes = self.embedding(input_ids)
         embedded = self.streams(codes, times=times, before=before, **streams)
         outputs = self.network.base_model(
             inputs_embeds=embedded,

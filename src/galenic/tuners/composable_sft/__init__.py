@@ -11,13 +11,14 @@ loop of one's own there is :class:`LotteryTicket`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from galenic.core.config import Config as BaseConfig
 from galenic.tuners import Capabilities, Hooks
 from galenic.tuners._lazy import lazily
+from galenic.tuners._phase import Phase
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,18 +43,6 @@ CAPABILITIES = Capabilities(
         "linear decay": "the engine's rate falls along a cosine; the paper's along a line",
     },
 )
-
-
-class Phase(BaseConfig):
-    """What differs from the schedule in one phase."""
-
-    epochs: float | None = Field(None, gt=0, description="None: as in the schedule.")
-    max_steps: int | None = Field(None, ge=1, description="None: as in the schedule.")
-    lr: float | None = Field(None, gt=0, description="None: as in the schedule.")
-
-    def keys(self) -> dict[str, Any]:
-        """The keys that differ."""
-        return self.model_dump(exclude_none=True)
 
 
 class Config(BaseConfig):

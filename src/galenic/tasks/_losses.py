@@ -1,0 +1,68 @@
+"""Which loss a classifier is trained with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from galenic.core.config import Config
+from galenic.core.errors import ConfigError
+from galenic.objectives.imbalance import ClassLoss, LossKind
+
+if TYPE_CHECKING:
+    from galenic.tasks.classify import Job
+
+OF_CLASSES = ("binary", "multiclass", "ordinal")
+
+
+class LossConfig(Config):
+    """How a class counts in training; frequencies are those of the training split alone."""
+
+    kind: LossKind = Field(
+        "ce",
+        description="ce: every sample alike. weighted: a class by its inverse frequency. effective: "
+        "by its effective number of samples. cost_matrix: the expected cost. focal: the hard samples "
+        "more. logit_adjust: logits raised by the log of the training frequency.",
+    )
+    beta: float = Field(0.999, ge=0, lt=1, description="Of effective.")
+    gamma: float = Field(2.0, ge=0, description="Of focal; 0 is cross-entropy.")
+    costs: list[list[float]] | None = Field(
+        None, description="Of cost_matrix: a row a true class, a column a said one."
+    )
+
+
+def build(job: Job) -> ClassLoss | None:
+    """The loss that `job.config.head.loss` asks for; None for the one of the kind of label.
+
+    Raises:
+        ConfigError: If it does not suit the label, or classes would be weighed twice.
+    """
+    head, kind = job.config.head, job.label.kind
+    config = head.loss
+    if config.kind == "ce":
+        return None
+    if kind not in OF_CLASSES:
+        raise ConfigError(
+            f"A {kind} label has no classes to weigh against each other.",
+            where="head.loss.kind",
+            expected=f"a label that is {', '.join(OF_CLASSES)}",
+            next_step="head.loss.kind=ce",
+        )
+    if head.label_smoothing or (head.pos_weight, head.unlabelled_weight) != (1.0, 1.0):
+        raise ConfigError(
+            f"head.loss.kind={config.kind} takes the place of the smoothed and weighed losses.",
+            where="head.label_smoothing, head.pos_weight, head.unlabelled_weight",
+            next_step="Keep one of them.",
+        )
+    if job.config.schedule.balance is True and config.kind != "focal":
+        raise ConfigError(
+            f"schedule.balance=true and head.loss.kind={config.kind} both make up for rare classes: "
+            "together they over-correct.",
+            next_step="schedule.balance=false",
+        )
+    train = job.training_targets[job.splits.train]
+    counts = torch.from_numpy(np.bincount(train, minlength=len(job.label.classes)))
+    return ClassLoss(config.kind, counts, beta=config.beta, gamma=config.gamma, costs=config.costs)

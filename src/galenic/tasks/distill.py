@@ -1,0 +1,234 @@
+"""Distillation: a vision transformer learns from labels and from a teacher, each by its token.
+
+Touvron et al., "Training data-efficient image transformers & distillation through attention",
+ICML 2021, arXiv 2012.12877.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from torch import nn
+
+from galenic.core import registry
+from galenic.core.config import Config as BaseConfig
+from galenic.core.config import parse
+from galenic.core.errors import ConfigError, DataError
+from galenic.core.prediction import predict
+from galenic.core.progress import tell
+from galenic.core.recipes import open_recipe
+from galenic.core.run import Run
+from galenic.models.backbone import Backbone, Opened, open_backbone
+from galenic.models.token import with_token
+from galenic.objectives.classification import Classifier
+from galenic.objectives.distillation import SEEN, Distiller, Mode, TwoHeads
+from galenic.pipeline.encoder import TokenPairEncoder
+from galenic.pipeline.frozen import Rows
+from galenic.pipeline.inputs import Array, Collate, Example, Inputs
+from galenic.pipeline.opening import open_inputs
+from galenic.tasks import classify
+from galenic.tasks._job import carry_out, reopened
+from galenic.tasks._losses import OF_CLASSES
+from galenic.tasks._side import side_run
+
+# The recipe of the teacher that is trained where none is named.
+TEACHER = "linear"
+
+
+class DistillConfig(BaseConfig):
+    """Who teaches, and how."""
+
+    teacher: str | None = Field(
+        None,
+        description="Run folder of a classifier; None: a linear probe of the builtin network of "
+        "pictures is trained first, on the same split.",
+    )
+    mode: Mode = Field("hard", description="hard: the teacher's decision. soft: probabilities.")
+    alpha: float = Field(0.5, ge=0, le=1, description="Weight of the teacher; 0: labels alone.")
+    tau: float = Field(3.0, gt=0, description="Temperature of soft.")
+
+
+class Config(classify.Config):
+    """Everything that `distill` can be told; `head` is heeded in its dropout and its loss."""
+
+    backbone: str = Field("builtin:vit?size=tiny", description="The student: a ViT or a DeiT.")
+    tuner: dict[str, Any] = Field({"method": "full"}, description="method and its own keys.")
+    distill: DistillConfig = DistillConfig()
+
+
+def run(config: Config, run: Run) -> None:
+    """Open, split, find or train the teacher, distil, predict and score.
+
+    Raises:
+        GalenicError: For anything the user can put right.
+    """
+    carry_out(config, run, DistillJob)
+
+
+def load(run: Run) -> tuple[classify.Job, Classifier]:
+    """The fitted student of a finished run, and the job that knows its data."""
+    return classify.restored(reopened(run, Config, DistillJob))
+
+
+class DistillJob(classify.Job):
+    """One distillation, step by step.
+
+    Attributes:
+        objective: The student.
+    """
+
+    config: Config
+    objective: Distiller
+
+    def __init__(self, config: Config, run: Run) -> None:
+        self._answers: Array | None = None
+        self._asked: Inputs | None = None
+        opener = partial(open_inputs, open_network=_open_student)
+        super().__init__(config, run, opener=opener, head=_two_heads)
+
+    def _pooled_encoder(self) -> TokenPairEncoder:
+        return TokenPairEncoder(self.backbone, self.block)
+
+    def _objective(self) -> Distiller:
+        if self.label.kind not in OF_CLASSES:
+            raise ConfigError(
+                f"The label is {self.label.kind}: a teacher has no class to teach.",
+                expected=f"a label that is {', '.join(OF_CLASSES)}",
+            )
+        student = super()._objective()
+        if self.frozen:
+            raise ConfigError(
+                "Nothing of the student trains.",
+                where="tuner.method",
+                next_step="tuner.method=full",
+            )
+        how = self.config.distill
+        return Distiller(student, mode=how.mode, alpha=how.alpha, tau=how.tau)
+
+    def train(self) -> None:
+        """Ask the teacher once about every training sample, or anew about every changed one."""
+        job, teacher = self._teacher()
+        inputs = Inputs(
+            self.cohort, job.backbone, augment=self.config.input.augment, seed=self.config.seed
+        )
+        if self.config.input.augment is not None:
+            self.objective.learn_from(teacher)
+            self._asked = inputs
+        else:
+            rows = Rows(self.splits.train.tolist(), self.training_targets, inputs=inputs)
+            collate, size = Collate.of(job.backbone), self.config.schedule.eval_batch_size
+            found = predict(teacher, rows, collate=collate, batch_size=size)
+            self._answers = found["logits"]
+        super().train()
+
+    def rows(self, part: str, *, training: bool = False) -> Rows:
+        """As of any job; in training with the teacher's answers, or with what it is to be asked."""
+        rows = super().rows(part, training=training)
+        if not training:
+            return rows
+        if self._asked is not None:
+            return _Asked(rows, self._asked)
+        rows.ahead = {**rows.ahead, "teacher": self._answers}
+        return rows
+
+    def _teacher(self) -> tuple[classify.Job, Classifier]:
+        named = self.config.distill.teacher
+        teacher = self._trained() if named is None else Run.open(Path(named))
+        if named is not None:
+            self._check(teacher)
+        module = registry.load("galenic.tasks", teacher.provenance["task"])
+        found: tuple[classify.Job, Classifier] = module.load(teacher)
+        return found
+
+    def _trained(self) -> Run:
+        """A probe of the builtin network, on the same data, split and seed."""
+        recipe, own = open_recipe(TEACHER), self.config
+        given = own.model_dump(
+            include={"data", "columns", "split", "seed", "shuffle_labels", "quick"}
+        )
+        config = parse(classify.Config, {**recipe.config, **given, "cache": own.cache})
+        path = self.run.path / "teacher"
+        side = side_run(path, config, recipe=TEACHER, task="classify", seed=own.seed)
+        if side.state != "finished":
+            tell("The teacher is trained first.")
+            with side.working():
+                classify.run(config, side)
+        return side
+
+    def _check(self, teacher: Run) -> None:
+        """Refuse a teacher of other classes, of true labels in a control, or that saw the test."""
+        scores, own = teacher.read_json("metrics.json"), list(self.label.classes)
+        theirs = list(scores["classes"])
+        if (scores["kind"], theirs) != (self.label.kind, own):
+            raise ConfigError(
+                f"The teacher has other classes: {_differ(theirs, own)}.",
+                where="distill.teacher",
+                expected=f"a {self.label.kind} label of {', '.join(own)}, in this order",
+            )
+        if self.config.shuffle_labels and not teacher.config.get("shuffle_labels"):
+            raise ConfigError(
+                "The teacher learnt the true labels: a control that it teaches is none.",
+                where="shuffle_labels",
+                next_step="Take a teacher with shuffle_labels=true, or distill.teacher=null",
+            )
+        theirs_data = teacher.provenance["data"].get("fingerprint")
+        if theirs_data == self.cohort.fingerprint:
+            split = teacher.read_json("splits.json")
+            seen = np.intersect1d(split["train"] + split["val"], self.splits.test)
+            if len(seen):
+                raise DataError(
+                    f"The teacher was trained on {len(seen)} samples of the test part.",
+                    where="distill.teacher",
+                    expected="a teacher of the same split",
+                    next_step=f"seed={teacher.config['seed']}, and the same split.*",
+                )
+
+
+class _Asked(Rows):
+    """Rows with what the teacher is asked: the same sample, changed by the same draw.
+
+    Args:
+        rows: Of the student.
+        inputs: Of the teacher; same seed, so that a draw differs by the size of a picture alone.
+    """
+
+    def __init__(self, rows: Rows, inputs: Inputs) -> None:
+        super().__init__(rows.rows.tolist(), rows.labels, inputs=rows.inputs, ahead=rows.ahead)
+        self.asked = inputs
+
+    def __getitem__(self, place: int) -> Example:
+        asked = self.asked[int(self.rows[place])]
+        return super().__getitem__(place) | {SEEN + key: value for key, value in asked.items()}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw afresh, for both alike."""
+        super().set_epoch(epoch)
+        self.asked.set_epoch(epoch)
+
+
+def _open_student(spec: str, **options: Any) -> Backbone:
+    """The backbone with a distillation token, pooled by its class token."""
+    plain = open_backbone(spec, **options)
+    network = with_token(plain.network)
+    return Backbone(Opened(network, plain.inputs, pool="cls", prefix_tokens=2), spec, "cls")
+
+
+def _two_heads(job: classify.Job) -> nn.Module:
+    return TwoHeads(job.backbone.width, job.label.outputs, job.config.head.dropout)
+
+
+def _differ(theirs: list[str], own: list[str]) -> str:
+    """What two lists of classes do not share, or that their order does."""
+    parts = [
+        f"{words} {', '.join(names)}"
+        for words, names in (
+            ("it lacks", [name for name in own if name not in theirs]),
+            ("it also has", [name for name in theirs if name not in own]),
+        )
+        if names
+    ]
+    return " and ".join(parts) or f"their order or kind is another, {', '.join(theirs)}"

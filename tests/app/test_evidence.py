@@ -1,0 +1,86 @@
+"""Experiments whose arms go on from other arms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from galenic import launch
+from galenic.app.evidence import experiment
+from galenic.app.evidence.experiment import Experiment, run_experiment
+from galenic.app.evidence.page import evidence_page
+from galenic.core.config import parse
+from galenic.core.errors import ConfigError
+from galenic.core.run import Run
+
+EXPERIMENT: dict[str, Any] = {
+    "slug": "x",
+    "claim": "Going on helps.",
+    "data": [{"name": "d", "source": "d.csv", "license": "none", "overrides": ["a=1"]}],
+    "backbone": {"name": "b", "pretrained_on": "nothing"},
+    "metric": "auroc",
+    "seeds": [0, 1, 2],
+    "arms": [
+        {"name": "first", "role": "stage", "recipe": "pre"},
+        {"name": "second", "role": "stage", "recipe": "pre", "after": {"arm": "first"}},
+        {"name": "ours", "role": "method", "recipe": "fine", "after": {"arm": "second"}},
+        {"name": "head", "role": "ablation", "recipe": "fine",
+         "after": {"arm": "first", "key": "head.grow_from"}},
+        {"name": "plain", "role": "baseline", "recipe": "fine"},
+    ],
+    "expect": [{"a": "ours", "b": "plain"}],
+    "control_ceiling": 0.6,
+}  # fmt: skip
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What was run; a stage has a loss, an arm that goes on is a little better."""
+    made: list[dict[str, Any]] = []
+
+    def run(recipe: str, source: str, *, overrides: list[str], path: Path, **more: Any) -> Run:
+        made.append({"recipe": recipe, "overrides": overrides, "path": path, **more})
+        found = Run.create(path.parent, recipe, path=path)
+        found.start({}, recipe=recipe, task="t", seed=more["seed"], data={"n": 4, "patients": 2})
+        better = 0.1 * any(text.startswith("backbone=") for text in overrides)
+        name = "loss" if recipe == "pre" else "auroc"
+        value = {"value": 0.5 + better + 0.001 * more["seed"]}
+        found.write_json("metrics.json", {"main": name, "test": {name: value}})
+        cost = {"trainable_share": 1.0, "peak_memory_mb": 1.0, "seconds": 1.0}
+        found.write_json("cost.json", cost)
+        found.finish()
+        return found
+
+    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(experiment, "_code", lambda: "the same code")
+    return made
+
+
+def test_an_arm_gets_the_run_of_the_same_seed(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    (folder / "x.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    target = run_experiment("x", folder, tmp_path, tmp_path / "out")
+    assert len(runs) == 15
+    for seed in range(3):
+        first, second, ours, head, plain = (run for run in runs if run["seed"] == seed)
+        assert first["overrides"] == plain["overrides"] == ["a=1"]
+        assert second["overrides"] == ["a=1", f"backbone={first['path']}"]
+        assert ours["overrides"] == ["a=1", f"backbone={second['path']}"]
+        assert head["overrides"] == ["a=1", f"head.grow_from={first['path']}"]
+    result = json.loads(target.read_text())
+    assert [row["name"] for row in result["arms"]] == ["ours", "head", "plain"]
+    assert result["verdict"] == "holds" and "| ours |" in evidence_page([result])
+    # Finished runs are read, not repeated.
+    run_experiment("x", folder, tmp_path, tmp_path / "out")
+    assert len(runs) == 15
+
+
+def test_an_arm_cannot_go_on_from_what_comes_later() -> None:
+    arms = [EXPERIMENT["arms"][1], EXPERIMENT["arms"][0]]
+    with pytest.raises(ConfigError, match="no arm before it"):
+        parse(Experiment, {**EXPERIMENT, "arms": arms})
