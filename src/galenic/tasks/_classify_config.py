@@ -31,7 +31,7 @@ class Config(BaseConfig):
     cache: str | None = Field(None, description="Folder of frozen outputs; None keeps none.")
     seed: int = Field(0, ge=0)
     shuffle_labels: bool = Field(
-        False, description="Control: train on labels that were shuffled between patients."
+        False, description="Control: train on labels that were shuffled between samples."
     )
     quick: bool = Field(False, description="A few samples and steps, to see that it runs.")
 

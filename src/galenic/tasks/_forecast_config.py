@@ -55,6 +55,6 @@ class Config(BaseConfig):
     score: ScoreConfig = ScoreConfig()
     seed: int = Field(0, ge=0)
     shuffle_labels: bool = Field(
-        False, description="Control: train on labels that were shuffled between patients."
+        False, description="Control: train on labels that were shuffled between samples."
     )
     quick: bool = Field(False, description="A small network and a few steps, to see that it runs.")
