@@ -78,10 +78,10 @@ def percent(value: float | None) -> str:
 
 
 SHORT = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "mcc": "MCC", "r2": "R²", "iou": "IoU",
-         "dice": "Dice", "hd95": "HD95", "assd": "ASSD", "mae": "MAE",
+         "map": "mAP", "froc": "FROC", "dice": "Dice", "hd95": "HD95", "assd": "ASSD", "mae": "MAE",
          "rmse": "RMSE", "macro_f1": "macro F1", "quadratic_kappa": "quadratic kappa"}  # fmt: skip
 
 
 def words(name: str) -> str:
     """A metric's or file's name as one writes it."""
-    return SHORT.get(name, name.replace("_", " "))
+    return SHORT.get(name) or " ".join(SHORT.get(part, part) for part in name.split("_"))
