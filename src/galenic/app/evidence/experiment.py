@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import shutil
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +20,7 @@ from galenic import launch
 from galenic.core.config import Config, load_yaml, parse
 from galenic.core.errors import ConfigError, nearest
 from galenic.core.files import atomic_json
+from galenic.core.progress import tell
 from galenic.core.run import Run
 from galenic.core.seeds import mean_interval
 from galenic.evaluation.metrics import greater_is_better
@@ -121,14 +125,17 @@ def run_experiment(slug: str, folder: Path, data_root: Path, out: Path) -> Path:
 
 def _measure(experiment: Experiment, out: Path, data_root: Path) -> dict[str, Any]:
     runs: dict[tuple[str, str], list[Any]] = {}
-    for data in experiment.data:
-        for seed in experiment.seeds:
-            done: dict[str, Run] = {}
-            for arm in experiment.arms:
-                run = done[arm.name] = _once(data, arm, seed, done, data_root, out)
-                runs.setdefault((data.name, arm.name), []).append(
-                    (run.read_json("metrics.json"), run.read_json("cost.json"), run.provenance)
-                )
+    rounds = list(itertools.product(experiment.data, experiment.seeds))
+    for number, (data, seed) in enumerate(rounds, start=1):
+        began = time.monotonic()
+        done: dict[str, Run] = {}
+        for arm in experiment.arms:
+            run = done[arm.name] = _once(data, arm, seed, done, data_root, out)
+            runs.setdefault((data.name, arm.name), []).append(
+                (run.read_json("metrics.json"), run.read_json("cost.json"), run.provenance)
+            )
+        minutes = (time.monotonic() - began) / 60
+        tell(f"{data.name}, seed {seed}: round {number} of {len(rounds)}, {minutes:.1f} min.")
     single = len(experiment.data) == 1
     arms = [
         _arm_row(arm, runs[data.name, arm.name], "" if single else data.name)
@@ -169,18 +176,23 @@ def _once(data: Data, arm: Arm, seed: int, done: Mapping[str, Run], root: Path, 
     asked = [_code(), arm.recipe, source, overrides, data.columns, seed]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     path = out / key
+    if path.exists() and Run.open(path).state == "finished":
+        return Run.open(path)
     if path.exists():
-        found = Run.open(path)
-        return found if found.state == "finished" else launch.run(arm.recipe, resume=path)
-    return launch.run(
-        arm.recipe,
-        source,
-        overrides=overrides,
-        columns=data.columns,
-        seed=seed,
-        out=out,
-        path=path,
-    )
+        run = launch.run(arm.recipe, resume=path)
+    else:
+        run = launch.run(
+            arm.recipe,
+            source,
+            overrides=overrides,
+            columns=data.columns,
+            seed=seed,
+            out=out,
+            path=path,
+        )
+    # A finished run needs none, and dozens of runs fill a disk.
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    return run
 
 
 def _code() -> str:
