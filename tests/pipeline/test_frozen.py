@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from galenic import launch
+from galenic import launch, tuners
 from galenic.data import cohort as cohort_module
 from galenic.data.cohort import Cohort
 from galenic.models.backbone import Backbone, open_backbone
@@ -60,6 +60,37 @@ def test_the_network_is_run_once(minilm: Backbone, tmp_path: Path, monkeypatch) 
 
     monkeypatch.setattr(minilm, "forward", forbidden)
     np.testing.assert_array_equal(FrozenCache(tmp_path).pooled(minilm, inputs, [1, 0]), first[::-1])
+
+
+@pytest.mark.parametrize("layers", [[1, 4, 5, 6], [0, 3, 5, 6]])
+def test_a_state_that_a_side_network_keeps_is_not_computed_again(
+    tmp_path: Path, monkeypatch, layers: list[int]
+) -> None:
+    table = pd.DataFrame(
+        {
+            "note": ["one day of cough", "two days of fever and pain", "a fall from a tree"],
+            "label": ["a", "b", "a"],
+        }
+    )
+    cohort, plain = Cohort.open(table, inputs=["note"]), open_backbone("builtin:minilm").eval()
+    wanted = FrozenCache(tmp_path / "own").hidden(plain, Inputs(cohort, plain), [2, 0], 5)
+
+    beside = open_backbone("builtin:minilm").eval()
+    tuners.attach(beside, tuners.parse_tuner({"method": "unipt", "layers": layers}))
+    cache = FrozenCache(tmp_path / "shared")
+    cache.hidden(beside, Inputs(cohort, beside), [0, 1, 2], 6)
+    monkeypatch.setattr(plain, "forward", None)
+    found = cache.hidden(plain, Inputs(cohort, plain), [2, 0], 5)
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+    # Another network's states, and states that were not kept, are computed.
+    with pytest.raises(TypeError):
+        cache.hidden(plain, Inputs(cohort, plain), [0], 2)
+    other = open_backbone("builtin:minilm#random").eval()
+    monkeypatch.setattr(other, "forward", None)
+    with pytest.raises(TypeError):
+        cache.hidden(other, Inputs(cohort, other), [2, 0], 5)
 
 
 def test_the_prefix_ends_at_the_first_block_that_trains(minilm: Backbone) -> None:

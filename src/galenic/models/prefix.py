@@ -75,9 +75,12 @@ class Reader(Protocol):
 
     Attributes:
         place: Name of the states that it reads: the same name, the same arrays.
+        columns: Where the tokens behind a block, counted from 1, stand in the last axis of what is
+            packed: (first column, column after the last). Empty where states are maps.
     """
 
     place: str
+    columns: Mapping[int, tuple[int, int]]
 
     def capture(self, call: Callable[[], Any]) -> Tensor:
         """The states of one forward pass, as one array a sample [B, ...]."""

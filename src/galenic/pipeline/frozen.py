@@ -8,6 +8,7 @@ frozen block, for arms that tune only what follows.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from galenic.core.arraybank import ArrayBank
+from galenic.core.files import atomic_json
 from galenic.core.progress import track
 from galenic.models.backbone import Backbone
 from galenic.models.prefix import capture, place, reader
@@ -27,6 +29,8 @@ from galenic.pipeline.tokens import states_of
 Array = np.ndarray[Any, np.dtype[Any]]
 # Samples between two writes: what a kill can cost, and how much waits in memory.
 SEGMENT = 1024
+# In a bank of the states of several blocks: which columns belong to which block.
+STATES = "states.json"
 
 
 class Keyed(Protocol):
@@ -85,8 +89,13 @@ class FrozenCache:
     ) -> list[Array]:
         """Hidden states behind the first `block` blocks, one array a row, without padding.
 
-        With a side network around the backbone: all states that it reads.
+        With a side network around the backbone: all states that it reads. What another arm kept
+        of them for its side network is not computed again.
         """
+        side = reader(backbone.network)
+        keys = inputs.keys(rows)
+        if side is None and (found := self._of_states(backbone, keys, block)) is not None:
+            return found
 
         def run(batch: dict[str, Tensor]) -> list[Array]:
             states = capture(backbone, block, batch).float().cpu().numpy()
@@ -94,8 +103,23 @@ class FrozenCache:
             lengths = [len(states[0])] * len(states) if mask is None else mask.sum(1).tolist()
             return [state[:length] for state, length in zip(states, lengths, strict=True)]
 
-        bank, keys = self._fill(backbone, inputs, rows, place(backbone, block), run, batch_size)
+        bank, _ = self._fill(backbone, inputs, rows, place(backbone, block), run, batch_size, keys)
+        if side is not None and side.columns:
+            told = {"weights": backbone.fingerprint, "columns": side.columns}
+            atomic_json(bank.folder / STATES, told)
         return [bank[key] for key in keys]
+
+    def _of_states(self, backbone: Backbone, keys: Sequence[str], block: int) -> list[Array] | None:
+        """The state behind one block, from a bank of several that has it for every key."""
+        for path in sorted(self.folder.glob(f"*/{STATES}")):
+            told = json.loads(path.read_text(encoding="utf-8"))
+            columns = told["columns"].get(str(block))
+            if told["weights"] != backbone.fingerprint or columns is None:
+                continue
+            bank = ArrayBank(path.parent)
+            if all(key in bank for key in keys):
+                return [bank[key][..., columns[0] : columns[1]] for key in keys]
+        return None
 
     def behind(
         self, backbone: Backbone, inputs: Inputs, rows: Sequence[int], labels: Array, block: int
@@ -140,10 +164,11 @@ class FrozenCache:
         place: str,
         run: Callable[[dict[str, Tensor]], list[Array]],
         batch_size: int,
+        keys: list[str] | None = None,
     ) -> tuple[ArrayBank, list[str]]:
         name = hashlib.sha256(f"{backbone.fingerprint}/{place}".encode()).hexdigest()[:24]
         bank = ArrayBank(self.folder / name)
-        keys = inputs.keys(rows)
+        keys = inputs.keys(rows) if keys is None else keys
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in bank}
         order = list(missing.items())
         if inputs.lengths is not None:

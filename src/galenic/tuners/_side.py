@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,15 @@ class SideNetwork(nn.Module):
         """Name of what is read, for caches: the same name, the same arrays."""
         what = json.dumps([self.layout.to_dict(), self.layers, self.final])
         return f"states-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+
+    @property
+    def columns(self) -> dict[int, tuple[int, int]]:
+        """Columns of what `pack` gives that hold the tokens behind a block, counted from 1."""
+        if self.layout.maps or self.layout.writes or self.layout.exits != self.layout.blocks:
+            return {}
+        ends = list(itertools.accumulate(self.layout.widths[layer] for layer in self.layers))
+        columns = zip([0, *ends], ends, strict=False)
+        return {layer: found for layer, found in zip(self.layers, columns, strict=True) if layer}
 
     def pack(self, hidden: Hidden) -> Tensor:
         """All that is read as one array a sample: [B, N, sum of d] of tokens, else [B, sum].
@@ -181,6 +191,11 @@ class SideLayer(TunerLayer):
     def place(self) -> str:
         """Name of the states that are read."""
         return self.side.place
+
+    @property
+    def columns(self) -> dict[int, tuple[int, int]]:
+        """Where single states stand in what `capture` gives."""
+        return self.side.columns
 
     def capture(self, call: Callable[[], Any]) -> Tensor:
         """All states that the side network reads, packed; it does not run itself.
