@@ -33,7 +33,7 @@ from galenic.pipeline.opening import open_inputs
 from galenic.tasks import classify
 from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._losses import OF_CLASSES
-from galenic.tasks._side import side_run
+from galenic.tasks._side import classified
 
 # The recipe of the teacher that is trained where none is named.
 TEACHER = "linear"
@@ -152,12 +152,9 @@ class DistillJob(classify.Job):
         )
         config = parse(classify.Config, {**recipe.config, **given, "cache": own.cache})
         path = self.run.path / "teacher"
-        side = side_run(path, config, recipe=TEACHER, task="classify", seed=own.seed)
-        if side.state != "finished":
+        if not path.exists():
             tell("The teacher is trained first.")
-            with side.working():
-                classify.run(config, side)
-        return side
+        return classified(path, config, recipe=TEACHER)
 
     def _check(self, teacher: Run) -> None:
         """Refuse a teacher of other classes, of true labels in a control, or that saw the test."""

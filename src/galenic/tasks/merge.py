@@ -27,6 +27,7 @@ from galenic.pipeline.config import Columns, open_cohort
 from galenic.tasks import classify
 from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._panel import Panel, written
+from galenic.tasks._side import classified
 
 Method = Literal[
     "breadcrumbs", "task_arithmetic", "ties", "dare", "random_mask", "top_k", "wise", "soup"
@@ -231,30 +232,9 @@ class MergeJob(classify.Job):
         asked = [versions(), config.model_dump(mode="json", exclude={"cache"}), cohort.fingerprint]
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         root = Path(told.cache) if told.cache else self.run.path
-        return finished(root / "tuned" / key, config)
+        return classified(root / "tuned" / key, config)
 
     def _place(self, data: str) -> str:
         """A manifest named from here, or from the folder of the first one."""
         beside = Path(self.told.data).parent / data
         return str(beside) if not Path(data).exists() and beside.exists() else data
-
-
-def finished(path: Path, config: classify.Config) -> Run:
-    """The `classify` run in a folder, carried out or taken up where it is not finished.
-
-    Raises:
-        GalenicError: As `classify.run`; or if another process is at it.
-    """
-    if (path / "status.json").is_file():
-        made = Run.open(path)
-        if made.state == "finished":
-            return made
-        made.resume()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
-        made = Run.create(path.parent, path.name, path=path)
-        made.start(config.model_dump(mode="json"), task="classify", seed=config.seed)
-    with made.working():
-        classify.run(config, made)
-    shutil.rmtree(path / "checkpoints", ignore_errors=True)
-    return made
