@@ -84,6 +84,13 @@ def test_a_state_that_a_side_network_keeps_is_not_computed_again(
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
+    pooled = FrozenCache(tmp_path / "own").pooled(
+        open_backbone("builtin:minilm").eval(), Inputs(cohort, plain), [2, 0]
+    )
+    np.testing.assert_allclose(
+        cache.pooled(plain, Inputs(cohort, plain), [2, 0]), pooled, atol=2e-6
+    )
+
     # Another network's states, and states that were not kept, are computed.
     with pytest.raises(TypeError):
         cache.hidden(plain, Inputs(cohort, plain), [0], 2)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from galenic import tuners
 from galenic.core import registry
 from galenic.core.config import apply_overrides, merge, parse
 from galenic.core.errors import ConfigError, GalenicError
@@ -156,7 +157,8 @@ def compare(
     options["cache"] = cache
     finished: dict[str, tuple[Recipe, Run]] = {}
     failed: dict[str, GalenicError] = {}
-    for name, recipe, given in zip(names, opened, recipes, strict=True):
+    arms = sorted(zip(names, opened, recipes, strict=True), key=lambda arm: not _first(arm[1]))
+    for name, recipe, given in arms:
         words = list(overrides)
         try:
             if budget is not None:
@@ -189,6 +191,16 @@ def compare(
     whole.write_json("leaderboard.json", board)
     whole.finish()
     return Comparison(whole.path, board)
+
+
+def _first(recipe: Recipe) -> bool:
+    """Whether what an arm keeps of the frozen network serves the others, so that it goes first."""
+    method = (recipe.config.get("tuner") or {}).get("method")
+    try:
+        return method is not None and tuners.capabilities(method).reads_states
+    except ConfigError:
+        # The arm itself says that there is no such tuner.
+        return False
 
 
 def _unique(names: Sequence[str]) -> list[str]:

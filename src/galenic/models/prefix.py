@@ -82,8 +82,11 @@ class Reader(Protocol):
     place: str
     columns: Mapping[int, tuple[int, int]]
 
-    def capture(self, call: Callable[[], Any]) -> Tensor:
-        """The states of one forward pass, as one array a sample [B, ...]."""
+    def capture(self, call: Callable[[], Any]) -> tuple[Tensor, Tensor | None]:
+        """The states of one pass, as one array a sample [B, ...], and what came out of it.
+
+        The latter are the tokens [B, N, D] of the frozen network; None where it gives maps.
+        """
 
     def replay(self, packed: Tensor) -> AbstractContextManager[None]:
         """Inside, `packed` stands for the states, and the frozen network is not run."""
@@ -115,7 +118,7 @@ def capture(backbone: Backbone, block: int, inputs: Mapping[str, Tensor]) -> Ten
     """
     side = reader(backbone.network)
     if side is not None:
-        return side.capture(lambda: backbone(**inputs))
+        return side.capture(lambda: backbone(**inputs))[0]
     last = _modules(backbone)[block - 1]
 
     def stop(_: nn.Module, __: Any, output: Any) -> None:

@@ -31,6 +31,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SEGMENT = 1024
 # In a bank of the states of several blocks: which columns belong to which block.
 STATES = "states.json"
+POOLED = "pooled"
+# One array a sample.
+Outputs = list[Array]
 
 
 class Keyed(Protocol):
@@ -73,10 +76,10 @@ class FrozenCache:
     ) -> Array:
         """Pooled features [len(rows), width] of the frozen backbone."""
 
-        def run(batch: dict[str, Tensor]) -> list[Array]:
-            return list(backbone(**batch).pooled.float().cpu().numpy())
+        def run(batch: dict[str, Tensor]) -> list[Outputs]:
+            return [list(backbone(**batch).pooled.float().cpu().numpy())]
 
-        bank, keys = self._fill(backbone, inputs, rows, "pooled", run, batch_size)
+        bank, keys = self._fill(backbone, inputs, rows, [POOLED], run, batch_size)
         return np.stack([bank[key] for key in keys])
 
     def hidden(
@@ -89,21 +92,27 @@ class FrozenCache:
     ) -> list[Array]:
         """Hidden states behind the first `block` blocks, one array a row, without padding.
 
-        With a side network around the backbone: all states that it reads. What another arm kept
-        of them for its side network is not computed again.
+        With a side network around the backbone: all states that it reads. The pass that computes
+        them serves other arms too: it keeps pooled features of tokens, and one of its states is
+        not computed again.
         """
         side = reader(backbone.network)
         keys = inputs.keys(rows)
         if side is None and (found := self._of_states(backbone, keys, block)) is not None:
             return found
 
-        def run(batch: dict[str, Tensor]) -> list[Array]:
-            states = capture(backbone, block, batch).float().cpu().numpy()
+        def run(batch: dict[str, Tensor]) -> list[Outputs]:
             mask = batch.get("attention_mask")
-            lengths = [len(states[0])] * len(states) if mask is None else mask.sum(1).tolist()
-            return [state[:length] for state, length in zip(states, lengths, strict=True)]
+            if side is None:
+                return [unpadded(capture(backbone, block, batch), mask)]
+            states, tokens = side.capture(lambda: backbone(**batch))
+            found = [unpadded(states, mask)]
+            if tokens is not None:
+                found.append(list(backbone.pool_tokens(tokens, mask).float().cpu().numpy()))
+            return found
 
-        bank, _ = self._fill(backbone, inputs, rows, place(backbone, block), run, batch_size, keys)
+        places = [place(backbone, block)] + ([POOLED] if side is not None else [])
+        bank, _ = self._fill(backbone, inputs, rows, places, run, batch_size, keys)
         if side is not None and side.columns:
             told = {"weights": backbone.fingerprint, "columns": side.columns}
             atomic_json(bank.folder / STATES, told)
@@ -138,22 +147,21 @@ class FrozenCache:
     ) -> list[Array]:
         """Last states [n, D] of the frozen backbone, one array a row, without padding."""
 
-        def run(batch: dict[str, Tensor]) -> list[Array]:
-            states, mask = states_of(backbone, batch)
-            found = states.float().cpu().numpy()
-            lengths = [len(found[0])] * len(found) if mask is None else mask.sum(1).tolist()
-            return [state[:length] for state, length in zip(found, lengths, strict=True)]
+        def run(batch: dict[str, Tensor]) -> list[Outputs]:
+            return [unpadded(*states_of(backbone, batch))]
 
-        bank, keys = self._fill(backbone, inputs, rows, "tokens", run, batch_size)
+        bank, keys = self._fill(backbone, inputs, rows, ["tokens"], run, batch_size)
         return [bank[key] for key in keys]
 
     def packed(
         self, encoder: Packs, inputs: Keyed, rows: Sequence[int], batch_size: int = 16
     ) -> list[Array]:
         """What an encoder on the frozen backbone makes, one array [all values] a row."""
-        bank, keys = self._fill(
-            encoder.backbone, inputs, rows, encoder.place, encoder.pack, batch_size
-        )
+
+        def run(batch: dict[str, Tensor]) -> list[Outputs]:
+            return [encoder.pack(batch)]
+
+        bank, keys = self._fill(encoder.backbone, inputs, rows, [encoder.place], run, batch_size)
         return [bank[key] for key in keys]
 
     def _fill(
@@ -161,15 +169,25 @@ class FrozenCache:
         backbone: Backbone,
         inputs: Keyed,
         rows: Sequence[int],
-        place: str,
-        run: Callable[[dict[str, Tensor]], list[Array]],
+        places: Sequence[str],
+        run: Callable[[dict[str, Tensor]], list[Outputs]],
         batch_size: int,
         keys: list[str] | None = None,
     ) -> tuple[ArrayBank, list[str]]:
-        name = hashlib.sha256(f"{backbone.fingerprint}/{place}".encode()).hexdigest()[:24]
-        bank = ArrayBank(self.folder / name)
+        """The bank of the first place, with every row in it, and the keys of the rows.
+
+        Args:
+            backbone: That is run where a row is missing.
+            inputs: Of the rows.
+            rows: Which.
+            places: Names of what `run` gives, the one that is asked for first.
+            run: Arrays of a batch, for each place or for the first ones.
+            batch_size: Of a pass.
+            keys: Of the rows, where they are known.
+        """
+        banks = [self._bank(backbone, name) for name in places]
         keys = inputs.keys(rows) if keys is None else keys
-        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in bank}
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in banks[0]}
         order = list(missing.items())
         if inputs.lengths is not None:
             # Neighbours in length share a batch: less padding, and nothing else depends on it.
@@ -179,20 +197,39 @@ class FrozenCache:
         device = next(backbone.parameters(), torch.zeros(0)).device
         training = backbone.training
         backbone.eval()
-        waiting: dict[str, Array] = {}
+        waiting: list[dict[str, Array]] = [{} for _ in banks]
+
+        def write() -> None:
+            for bank, arrays in zip(banks, waiting, strict=True):
+                bank.add(arrays)
+                arrays.clear()
+
         with torch.inference_mode():
             starts = range(0, len(order), batch_size)
             for start in track(starts, "frozen features"):
                 part = order[start : start + batch_size]
                 batch = collate([inputs[row] for _, row in part])
                 outputs = run({key: value.to(device) for key, value in batch.items()})
-                waiting.update(zip((key for key, _ in part), outputs, strict=True))
-                if len(waiting) >= SEGMENT:
-                    bank.add(waiting)
-                    waiting = {}
-        bank.add(waiting)
+                for arrays, found in zip(waiting, outputs, strict=False):
+                    arrays.update(zip((key for key, _ in part), found, strict=True))
+                if len(waiting[0]) >= SEGMENT:
+                    write()
+        write()
         backbone.train(training)
-        return bank, keys
+        return banks[0], keys
+
+    def _bank(self, backbone: Backbone, name: str) -> ArrayBank:
+        key = hashlib.sha256(f"{backbone.fingerprint}/{name}".encode()).hexdigest()[:24]
+        return ArrayBank(self.folder / key)
+
+
+def unpadded(states: Tensor, mask: Tensor | None) -> Outputs:
+    """States [B, N, ...] as one array [n, ...] a sample, without what the mask [B, N] leaves out."""
+    found = states.float().cpu().numpy()
+    if mask is None:
+        return list(found)
+    lengths = mask.sum(1).tolist()
+    return [state[:length] for state, length in zip(found, lengths, strict=True)]
 
 
 class Rows(Dataset[Example]):

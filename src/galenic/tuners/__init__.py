@@ -33,6 +33,8 @@ class Capabilities:
         identity_at_start: Whether the output is the backbone's before the first step.
         enters: Families of networks that the method can enter.
         gaps: What it cannot do, and why.
+        reads_states: Whether it reads the states of all blocks of a frozen network: what a pass
+            for it keeps serves other tuners too.
     """
 
     paper: str
@@ -41,6 +43,7 @@ class Capabilities:
     identity_at_start: bool
     enters: tuple[str, ...]
     gaps: Mapping[str, str] = field(default_factory=dict)
+    reads_states: bool = False
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,9 @@ class SideNetwork(nn.Module):
 class _Collected(Exception):  # noqa: N818
     """Ends a forward pass once the states are known."""
 
-    def __init__(self, packed: Tensor) -> None:
+    def __init__(self, packed: Tensor, tokens: Tensor | None) -> None:
         self.packed = packed
+        self.tokens = tokens
 
 
 class SideLayer(TunerLayer):
@@ -182,7 +183,9 @@ class SideLayer(TunerLayer):
             chosen = [hidden.states[layer] for layer in side.layers]
             hidden = Hidden(chosen, hidden.output, mask)
         if self._only_collect:
-            raise _Collected(side.pack(hidden))
+            output = hidden.output
+            tokens = output if output is not None and output.ndim == 3 else None
+            raise _Collected(side.pack(hidden), None if side.layout.maps else tokens)
         return BaseModelOutput(last_hidden_state=side(hidden))
 
     # For the cache of frozen outputs (galenic.models.prefix) -----------------------------
@@ -197,8 +200,10 @@ class SideLayer(TunerLayer):
         """Where single states stand in what `capture` gives."""
         return self.side.columns
 
-    def capture(self, call: Callable[[], Any]) -> Tensor:
-        """All states that the side network reads, packed; it does not run itself.
+    def capture(self, call: Callable[[], Any]) -> tuple[Tensor, Tensor | None]:
+        """All states that the side network reads, packed, and the network's own tokens.
+
+        The side network does not run itself.
 
         Args:
             call: Runs this layer.
@@ -207,7 +212,7 @@ class SideLayer(TunerLayer):
         try:
             call()
         except _Collected as collected:
-            return collected.packed
+            return collected.packed, collected.tokens
         finally:
             self._only_collect = False
         raise BackboneError("The forward pass never reached the side network.")

@@ -40,6 +40,7 @@ CAPABILITIES = Capabilities(
         "init": "side blocks start at random; the paper also prunes them out of the backbone",
         "encoder-decoder": "one chain of blocks is read",
     },
+    reads_states=True,
 )
 
 

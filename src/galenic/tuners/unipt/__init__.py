@@ -38,6 +38,7 @@ CAPABILITIES = Capabilities(
         "volumes": "states of three-dimensional networks are no maps [B, d, h, w]; refused",
         "out_dim": "features keep the backbone's width here; UniPTConfig has it for peft alone",
     },
+    reads_states=True,
 )
 
 
