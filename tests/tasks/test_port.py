@@ -18,7 +18,7 @@ from galenic.merging.patches import Patch
 from galenic.models.backbone import open_backbone
 from galenic.models.delta import state_of
 from galenic.tasks import port
-from galenic.tasks._port_arms import random_like
+from galenic.tasks._port_arms import gain_of, random_like
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,69 @@ def test_five_arms_are_told_and_the_recovery_is_theirs(five: Run) -> None:
     assert len(known["tensors"]) == known["added"] == 8
 
 
+def test_the_drift_of_activations_is_that_of_both_bases_on_the_validation_texts(
+    place: Path, five: Run
+) -> None:
+    known = five.read_json("portability.json")
+    patch = Patch.from_peft(five.path / "arms" / "old_patched" / "adapter")
+    layers = [name.removesuffix(".weight") for name in patch.delta.entries]
+    assert [row["name"] for row in known["activations"]] == layers
+    old = open_backbone(str(place / "small"))
+    new = open_backbone(str(place / "small"))
+    new.network.load_state_dict(evolved(place))
+    notes = pd.read_csv(place / "notes.csv")["note"]
+    rows = five.read_json("splits.json")["val"]
+    # All at once, by the states that transformers itself gives.
+    batch = old.tokenize([notes[row] for row in rows])
+    keep = batch["attention_mask"].bool()
+    with torch.no_grad():
+        for layer in range(2):
+            x, y = (
+                net.network.eval()(**batch, output_hidden_states=True).hidden_states[layer][keep]
+                for net in (old, new)
+            )
+            row = next(
+                row
+                for row in known["activations"]
+                if row["name"] == f"encoder.layer.{layer}.attention.self.query"
+            )
+            assert row["drift"] == pytest.approx(((y - x).norm() / x.norm()).item(), rel=1e-3)
+            cosine = torch.cosine_similarity(x.flatten(), y.flatten(), dim=0).item()
+            assert row["cosine"] == pytest.approx(cosine, abs=1e-5)
+
+
+def test_the_gate_is_told_on_validation_rows(place: Path, five: Run) -> None:
+    assert five.read_json("portability.json")["accepted"] is True
+    scores = {
+        arm: Run.open(path).read_json("metrics.json")
+        for arm, path in (("new", five.path / "arms" / "new"), ("ported", five.path))
+    }
+    main = scores["new"]["main"]
+    ported, new = (scores[arm]["validation"][main]["value"] for arm in ("ported", "new"))
+    assert five.read_json("portability.json")["gain"] == pytest.approx(ported - new)
+    limits = ["gate.max_drift=0", "gate.min_cosine=1.0", f"gate.min_gain={ported - new + 0.01}"]
+    # Both arms are scored for it, though none was asked for.
+    known = start(place, "also=[]", *limits).read_json("portability.json")
+    assert known["gain"] == pytest.approx(ported - new)
+    assert known["accepted"] is False
+    assert len(known["reasons"]) == 3
+    enough = start(place, "also=[]", f"gate.min_gain={ported - new - 0.01}", "probe=0")
+    known = enough.read_json("portability.json")
+    assert (known["accepted"], known["activations"]) == (True, [])
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("balanced_accuracy", 1), ("mae", -1)])
+def test_the_gain_is_of_validation_rows_and_positive_where_it_helps(metric: str, sign: int) -> None:
+    def told(validation: float) -> dict[str, Any]:
+        return {part: {metric: {"value": value}} for part, value in
+                (("validation", validation), ("test", 0.5))}  # fmt: skip
+
+    scores = {"new": told(0.25), "ported": told(0.75), "old": told(0.1)}
+    assert gain_of(scores, metric) == 0.5 * sign
+    del scores["new"]
+    assert gain_of(scores, metric) is None
+
+
 def test_arms_begin_alike_and_end_on_their_own_base(place: Path, five: Run) -> None:
     def network(arm: str) -> dict[str, torch.Tensor]:
         job, _ = port.load(Run.open(five.path / "arms" / arm))
@@ -161,6 +224,8 @@ def test_a_random_patch_has_the_rank_and_the_norms_of_the_real_one(five: Run) ->
         (["predict=other_patch", "also=[]"], "no other task"),
         (["predict=portet"], "predict"),
         (["head.kind=knn"], "linear head"),
+        (["gate.min_cosine=0.5", "probe=0"], "needs text"),
+        (["gate.max_drift=-1"], "max_drift"),
     ],
 )
 def test_what_cannot_be_asked_is_said(place: Path, overrides: Any, says: str) -> None:

@@ -223,6 +223,7 @@ def ported(known: Portability) -> None:
     if known.tensors:
         out.print(table)
         out.print(Text(f"drift of all {len(known.tensors)} matrices: {number(known.drift)}"))
+    _activations(known)
     out.print(Text(f"tensors with a difference: {known.added}"))
     for name in known.copied:
         out.print(Text(f"copied: {name}"))
@@ -230,6 +231,19 @@ def ported(known: Portability) -> None:
         out.print(Text(f"left out: {name} ({why})", style="yellow"))
     for line in known.warnings:
         out.print(Text(f"warning: {line}", style="yellow"))
+    for line in known.reasons:
+        out.print(Text(f"refused: {line}", style="red"))
+
+
+def _activations(known: Portability) -> None:
+    """Print the layers whose inputs moved most, where a text was read."""
+    rows = sorted(known.activations, key=lambda row: -(row.drift or 0.0))
+    if not rows:
+        return
+    table = _table("layer", "drift of its inputs", "cosine")
+    for row in rows[:8]:
+        table.add_row(row.name, number(row.drift), number(row.cosine))
+    console().print(table)
 
 
 def read_events(made: Summary) -> None:

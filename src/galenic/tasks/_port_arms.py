@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from galenic.core.errors import ConfigError
 from galenic.core.files import atomic_write
@@ -20,7 +22,7 @@ from galenic.core.seeding import seed_everything
 from galenic.data.cohort import Cohort
 from galenic.evaluation.metrics import greater_is_better
 from galenic.language.masked import open_head
-from galenic.merging.patches import Patch, recovery
+from galenic.merging.patches import Patch, Probe, judged, recovery
 from galenic.models.backbone import Backbone, Opened, open_backbone
 from galenic.models.delta import Delta, Entry, LowRank
 from galenic.pipeline.config import DEFAULT_BACKBONES, Columns, InputConfig
@@ -101,9 +103,11 @@ class Arms:
         """Write `recovery.json` and `portability.json` beside what `job`, the run's own arm, wrote."""
         config = self.config
         self._done[config.predict] = job
+        wanted = [config.predict, *config.also]
+        if config.gate.min_gain is not None:
+            wanted += ["new", "ported"]
         scores: dict[str, Any] = {
-            arm: self.done(arm).run.read_json("metrics.json")
-            for arm in (config.predict, *config.also)
+            arm: self.done(arm).run.read_json("metrics.json") for arm in dict.fromkeys(wanted)
         }
         metric = scores[config.predict]["main"]
         values = {arm: found["test"][metric]["value"] for arm, found in scores.items()}
@@ -113,9 +117,22 @@ class Arms:
             document["recovery"] = recovery(**five, greater_is_better=greater_is_better(metric))
         self.run.write_json("recovery.json", document)
         if "old_patched" in self._done and self._evolved is not None:
-            donor = self._done["old_patched"]
-            old = open_backbone(donor.backbone.spec).network
-            self.run.write_json("portability.json", _patch_of(donor).check(self._evolved, old))
+            gain = gain_of(scores, metric)
+            self._tell_portability(self._done["old_patched"], self._evolved, gain)
+
+    def _tell_portability(self, donor: classify.Job, evolved: Path, gain: float | None) -> None:
+        """Write `portability.json`, with the word of the gate."""
+        gate = self.config.gate
+        # A base with random weights is drawn again, as it was for the arms.
+        seed_everything(self.config.seed)
+        old = open_backbone(donor.backbone.spec).network
+        new = copy.deepcopy(old)
+        new.load_state_dict(load_file(evolved))
+        batches = _texts(donor, self.config.probe)
+        known = _patch_of(donor).check(
+            new, old, gate=gate.before, probe=Probe(old, batches) if batches else None
+        )
+        self.run.write_json("portability.json", judged(replace(known, gain=gain), gate))
 
     # Parts ------------------------------------------------------------------------------
 
@@ -212,12 +229,37 @@ class Arms:
         atomic_write(self._evolved, save(state))
 
 
+def _texts(donor: classify.Job, count: int) -> list[dict[str, Tensor]]:
+    """Batches of the first `count` texts of the validation rows; of the training rows without any."""
+    rows = (donor.splits.val if len(donor.splits.val) else donor.splits.train)[:count]
+    size = donor.config.schedule.eval_batch_size
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [donor.collate([donor.inputs[int(row)] for row in part]) for part in parts]
+
+
 def _patch_of(donor: classify.Job) -> Patch:
     folder = donor.run.path / "adapter"
     if not folder.exists():
         # The run's own arm is scored before it is saved.
         donor.save()
     return Patch.from_peft(folder)
+
+
+def gain_of(scores: Mapping[str, Any], metric: str) -> float | None:
+    """What the ported patch adds to the bare new base on validation rows; positive is better.
+
+    Args:
+        scores: `metrics.json` by arm.
+        metric: Its name there.
+
+    Returns:
+        None where one of the two arms was not scored.
+    """
+    if not {"new", "ported"} <= scores.keys():
+        return None
+    ported, new = (scores[arm]["validation"][metric]["value"] for arm in ("ported", "new"))
+    gain: float = ported - new if greater_is_better(metric) else new - ported
+    return gain
 
 
 def random_like(patch: Patch, seed: int) -> Patch:

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from galenic.core.config import Config as BaseConfig
 from galenic.core.run import Run
 from galenic.core.schedule import Schedule
+from galenic.merging.patches import Gate
 from galenic.objectives.classification import Classifier
 from galenic.pipeline.config import Columns
 from galenic.tasks import classify
@@ -58,6 +59,23 @@ class Config(classify.Config):
         "and `quick` does.",
     )
     other: OtherConfig | None = Field(None, description="Of other_patch.")
+    probe: int = Field(
+        64,
+        ge=0,
+        description="Texts of the validation rows, labels unseen, on which the drift of the "
+        "activations is measured for portability.json; 0 measures none.",
+    )
+    gate: Gate = Field(
+        Gate(),
+        description="What the arm ported must keep to, for `accepted` in portability.json. min_gain "
+        "is asked of the main metric on validation rows, over the arm new; both arms are then scored.",
+    )
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.gate.min_cosine is not None and not self.probe:
+            raise ValueError("gate.min_cosine needs text: probe=64")
+        return self
 
     @field_validator("head")
     @classmethod

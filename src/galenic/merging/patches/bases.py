@@ -15,11 +15,13 @@ from galenic.merging.checkpoints import Checkpoint
 from galenic.merging.compare import vocabulary
 from galenic.merging.folders import locate
 from galenic.merging.sources import State, Weights, close, size_of
-from galenic.models.delta import state_of
+from galenic.models.delta import ledger, state_of
 
 Base = str | Path | Mapping[str, Tensor] | nn.Module
 # In the header of a checkpoint: fingerprints of the patches that it holds.
 PATCHES = "galenic_patches"
+# In the note of a delta that is applied to a live network: the fingerprint of its patch.
+NOTE = "patch"
 # Of a config, what changes nothing that a weight means.
 _IDLE = ("architectures", "dtype", "torch_dtype", "id2label", "label2id", "num_labels", "use_cache",
          "problem_type", "finetuning_task", "vocab_size", "auto_map", "output_attentions",
@@ -70,7 +72,9 @@ def facts_of(base: Base, weights: Weights) -> Facts:
             config = {}
         patches = json.loads(weights.metadata.get(PATCHES, "[]"))
         return Facts(config, vocabulary(weights.folder) or "", tuple(patches))
-    return Facts(_plain(getattr(base, "config", None)))
+    held = ledger.applied(base) if isinstance(base, nn.Module) else ()
+    patches = tuple(delta.note[NOTE] for delta in held if NOTE in delta.note)
+    return Facts(_plain(getattr(base, "config", None)), patches=patches)
 
 
 def fingerprint_of(weights: Weights) -> str:

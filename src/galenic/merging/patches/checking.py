@@ -6,8 +6,10 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from galenic.core.errors import ConfigError, WeightsError, nearest
+from galenic.merging.patches.activations import Probe
 from galenic.merging.patches.bases import Base, Facts, facts_of, fingerprint_of, open_base
 from galenic.merging.patches.fitting import Fitted, fit
+from galenic.merging.patches.gate import Gate, judged
 from galenic.merging.patches.portability import Portability, drifts, far, overall
 from galenic.merging.sources import Weights
 
@@ -37,13 +39,20 @@ def allowed(words: Sequence[str]) -> list[Allowed]:
 
 
 def examine(
-    patch: Patch, new: Base, old: Base | None, allow: Collection[Allowed]
+    patch: Patch,
+    new: Base,
+    old: Base | None,
+    allow: Collection[Allowed],
+    gate: Gate | None = None,
+    probe: Probe | None = None,
 ) -> tuple[Weights, Fitted, Portability]:
     """The base that `patch` goes to, the patch by its names, and what is known of both.
 
     Raises:
         WeightsError: If the patch does not fit, with the reason and the names.
+        ConfigError: If the gate asks for what is not measured.
     """
+    _require_measured(gate, old, probe)
     weights = open_base(new, "the new base")
     facts = facts_of(new, weights)
     _require_bare(patch, facts, weights)
@@ -64,6 +73,7 @@ def examine(
     rows = [] if earlier is None else drifts(fitted.entries, earlier, weights)
     if earlier is None:
         more.append("How far the base has moved is unknown: the old one was not named.")
+    layers = [name for name, entry in fitted.entries.items() if len(entry.shape) > 1]
     known = Portability(
         patch=patch.fingerprint,
         old=patch.delta.base,
@@ -74,8 +84,23 @@ def examine(
         drift=overall(rows),
         tensors=tuple(rows),
         warnings=(*warnings, *more, *far(rows)),
+        activations=() if probe is None else probe.drift(layers, new),
     )
-    return weights, fitted, known
+    return weights, fitted, judged(known, gate)
+
+
+def _require_measured(gate: Gate | None, old: Base | None, probe: Probe | None) -> None:
+    """Refuse a gate that asks for what a check cannot know."""
+    if gate is None:
+        return
+    missing = {
+        "max_drift": "" if old is not None else "the old base (--from)",
+        "min_cosine": "" if probe is not None else "text that both bases read (--text)",
+        "min_gain": "scores: a chain with an evaluation, or the task `port`",
+    }
+    for key, needed in missing.items():
+        if getattr(gate, key) is not None and needed:
+            raise ConfigError(f"{key} asks for what is not measured.", where=key, expected=needed)
 
 
 def _require_bare(patch: Patch, facts: Facts, weights: Weights) -> None:

@@ -16,8 +16,10 @@ from galenic.core.errors import ConfigError, WeightsError
 from galenic.core.fingerprint import fingerprint_tensors
 from galenic.merging.checkpoints import Checkpoint
 from galenic.merging.engine import Progress
+from galenic.merging.patches.activations import Probe
 from galenic.merging.patches.adapters import Adapter
 from galenic.merging.patches.bases import (
+    NOTE,
     Base,
     Facts,
     Passing,
@@ -27,6 +29,7 @@ from galenic.merging.patches.bases import (
 )
 from galenic.merging.patches.checking import Allowed, examine
 from galenic.merging.patches.fitting import Naming, fit
+from galenic.merging.patches.gate import Gate, require_accepted
 from galenic.merging.patches.portability import Portability
 from galenic.merging.patches.porting import write_ported
 from galenic.merging.patches.spectrum import folded, largest
@@ -34,6 +37,7 @@ from galenic.merging.sources import State, size_of
 from galenic.models.delta import Delta, Entry, LowRank, is_under, ledger, state_of
 from galenic.models.delta.entries import difference
 
+# In a file: what is known of the base.
 _KEY = "patch"
 
 
@@ -171,7 +175,13 @@ class Patch:
     # Porting ----------------------------------------------------------------------------
 
     def check(
-        self, new: Base, old: Base | None = None, *, allow: Collection[Allowed] = ()
+        self,
+        new: Base,
+        old: Base | None = None,
+        *,
+        allow: Collection[Allowed] = (),
+        gate: Gate | None = None,
+        probe: Probe | None = None,
     ) -> Portability:
         """Whether the patch can go to `new`, and how far `new` is from the base it was made on.
 
@@ -181,11 +191,14 @@ class Patch:
             allow: What would be refused otherwise: `same`, a base that is the old one; `missing`, a
                 target that `new` lacks; `config`, another config; `vocabulary`, a patch on the rows
                 of another vocabulary. Missing targets and such rows are left out, and listed.
+            gate: What `accepted` in the answer goes by.
+            probe: Text for the drift of the activations.
 
         Raises:
             WeightsError: If it does not fit, with the reason and the names.
+            ConfigError: If the gate asks for what is not measured.
         """
-        return examine(self, new, old, allow)[2]
+        return examine(self, new, old, allow, gate, probe)[2]
 
     def port(
         self,
@@ -195,6 +208,8 @@ class Patch:
         old: Base | None = None,
         scale: float = 1.0,
         allow: Collection[Allowed] = (),
+        gate: Gate | None = None,
+        probe: Probe | None = None,
         progress: Progress | None = None,
     ) -> Portability:
         """Write `new` with the patch in it as the new folder `out`, whole or not at all.
@@ -205,32 +220,44 @@ class Patch:
             old: As for :meth:`check`.
             scale: Factor of the differences; 0 writes the base as it is.
             allow: As for :meth:`check`.
+            gate: What is refused.
+            probe: As for :meth:`check`.
             progress: Called after every tensor.
 
         Raises:
-            WeightsError: As :meth:`check`; or if a sum is not finite.
-            ConfigError: If `out` is the base.
+            WeightsError: As :meth:`check`; if the gate refuses, with the reasons; or if a sum is
+                not finite.
+            ConfigError: If `out` is the base, or the gate asks for what is not measured.
             RunError: If the disk is full.
         """
-        _require_finite(scale)
-        weights, fitted, known = examine(self, new, old, allow)
+        require_finite(scale)
+        weights, fitted, known = examine(self, new, old, allow, gate, probe)
+        require_accepted(known, weights.label)
         assert isinstance(weights, Checkpoint)
         write_ported(weights, fitted, known, Path(out), scale, progress)
         return known
 
-    def apply(self, network: nn.Module, scale: float = 1.0) -> None:
+    def apply(
+        self, network: nn.Module, scale: float = 1.0, *, allow: Collection[Allowed] = ()
+    ) -> None:
         """Add to a live network, in place; :meth:`revert` takes back every bit of it.
+
+        Args:
+            network: The base that it goes to.
+            scale: Factor of the differences; 0 changes nothing.
+            allow: As for :meth:`check`.
 
         Raises:
             WeightsError: If it does not fit, or is applied already; names the tensor. The network
                 is then as it was.
         """
-        _require_finite(scale)
+        require_finite(scale)
         if self._on(network) is not None:
             raise WeightsError("This patch is applied already.", next_step="revert() it first.")
-        fitted = fit(self.delta, State(state_of(network), type(network).__name__), self.unresolved)
+        state = State(state_of(network), type(network).__name__)
+        fitted = fit(self.delta, state, self.unresolved, allow_missing="missing" in allow)
         entries, whole = (fitted.entries, fitted.copied) if scale else ({}, {})
-        applied = Delta(entries, whole, note={_KEY: self.fingerprint})
+        applied = Delta(entries, whole, note={NOTE: self.fingerprint})
         (applied if scale == 1 else applied * scale).apply(network, check=False)
 
     def revert(self, network: nn.Module) -> None:
@@ -245,7 +272,7 @@ class Patch:
         applied.revert(network)
 
     def _on(self, network: nn.Module) -> Delta | None:
-        found = (d for d in ledger.applied(network) if d.note.get(_KEY) == self.fingerprint)
+        found = (d for d in ledger.applied(network) if d.note.get(NOTE) == self.fingerprint)
         return next(found, None)
 
 
@@ -267,6 +294,11 @@ def _require_same_rows(name: str, old: tuple[int, ...], new: tuple[int, ...]) ->
         )
 
 
-def _require_finite(scale: float) -> None:
+def require_finite(scale: float) -> None:
+    """Refuse a factor that is no number.
+
+    Raises:
+        ConfigError: If it is infinite, or NaN.
+    """
     if not math.isfinite(scale):
         raise ConfigError(f"The scale is {scale}.", where="scale", expected="a finite number")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from galenic.core.errors import WeightsError
+from galenic.merging.patches.activations import ActivationDrift
 from galenic.merging.patches.fitting import Naming
 from galenic.merging.patches.spectrum import folded, largest
 from galenic.merging.sources import Weights, close, size_of, working
@@ -55,6 +56,11 @@ class Portability:
             base.
         tensors: One row a matrix; empty without the old base.
         warnings: What a user should look at.
+        activations: One row a patched layer; empty where no text was read.
+        gain: Of the ported network over the bare new base, where both were scored; positive is
+            better.
+        accepted: Whether the gate lets it pass; so it does where there is none.
+        reasons: Why not.
     """
 
     patch: str
@@ -66,6 +72,10 @@ class Portability:
     drift: float | None
     tensors: tuple[Drift, ...]
     warnings: tuple[str, ...]
+    activations: tuple[ActivationDrift, ...] = ()
+    gain: float | None = None
+    accepted: bool = True
+    reasons: tuple[str, ...] = ()
 
 
 def drift_of(name: str, old: Tensor, new: Tensor, entry: Entry) -> Drift:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +33,8 @@ def write_ported(
     out: Path,
     scale: float,
     progress: Progress | None = None,
+    *,
+    judge: Callable[[Path], Portability] | None = None,
 ) -> None:
     """Write `base` with `scale` times a patch as the new folder `out`, whole or not at all.
 
@@ -46,6 +48,8 @@ def write_ported(
         out: The folder; what stands there is replaced.
         scale: Factor of the differences.
         progress: Called after every tensor.
+        judge: Called with the folder before it takes its place, and gives what goes into
+            `port_report.json` instead; where it raises, nothing is written.
 
     Raises:
         ConfigError: If `out` is the base.
@@ -63,6 +67,8 @@ def write_ported(
         made |= writing.write(
             aside, patched.slots(), patched.stream, stem=base.stem, metadata=metadata
         )
+        if judge is not None:
+            known = judge(aside)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         took = time.perf_counter() - started
         document = plain(known) | {"scale": scale, "date": now, "seconds": took}

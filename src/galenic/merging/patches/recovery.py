@@ -10,31 +10,34 @@ class Recovery:
     """Five arms of one experiment, in one metric.
 
     Attributes:
-        old: The old base, without the patch.
+        old: The old base, without the patch; None where it was not scored, as the next one.
         old_patched: The old base with the patch that was trained on it.
         new: The new base, without the patch.
         ported: The new base with the old patch.
-        retrained: The new base with a patch that was trained on it: the upper reference.
+        retrained: The new base with a patch that was trained on it: the upper reference; None
+            where there is none.
         share: (ported - new) / (retrained - new); None where training anew brings nothing, or
-            harm, so that there is nothing to recover.
+            harm, so that there is nothing to recover, and where nothing was trained anew.
         lost: ported - retrained: what the missing training costs.
+        gain: Of ported over new; positive is better, whichever way the metric points.
     """
 
-    old: float
-    old_patched: float
+    old: float | None
+    old_patched: float | None
     new: float
     ported: float
-    retrained: float
+    retrained: float | None
     share: float | None
-    lost: float
+    lost: float | None
+    gain: float
 
 
 def recovery(
-    old: float,
-    old_patched: float,
+    old: float | None,
+    old_patched: float | None,
     new: float,
     ported: float,
-    retrained: float,
+    retrained: float | None,
     *,
     greater_is_better: bool = True,
 ) -> Recovery:
@@ -47,10 +50,13 @@ def recovery(
         old_patched: Of the old base with its patch.
         new: Of the new base.
         ported: Of the new base with the old patch.
-        retrained: Of the new base with a new patch.
+        retrained: Of the new base with a new patch; None where there is none.
         greater_is_better: Which way the metric points.
     """
-    room, won = retrained - new, ported - new
-    useful = room > 0 if greater_is_better else room < 0
-    share = won / room if useful else None
-    return Recovery(old, old_patched, new, ported, retrained, share, ported - retrained)
+    gain = ported - new if greater_is_better else new - ported
+    share = lost = None
+    if retrained is not None:
+        room, lost = retrained - new, ported - retrained
+        if room > 0 if greater_is_better else room < 0:
+            share = (ported - new) / room
+    return Recovery(old, old_patched, new, ported, retrained, share, lost, gain)
