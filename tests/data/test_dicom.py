@@ -84,6 +84,101 @@ def test_two_series_in_one_folder_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "two")
 
 
+@pytest.mark.parametrize(
+    ("tag", "value", "words"),
+    [
+        ("PixelSpacing", [0.5, 0.9], "slices of 2 pixel spacings"),
+        ("PixelSpacing", None, "slices of 2 pixel spacings"),
+        ("ImageOrientationPatient", CORONAL, "slices of 2 directions"),
+        ("ImageOrientationPatient", [1.0, 0, 0, 0, 0.9962, 0.0872], "slices of 2 directions"),
+        ("ImagePositionPatient", [0.0, 0.0, 11.9], "unevenly spaced at 2 of 4"),
+        ("Rows", 4, "slices of 2 sizes"),
+    ],
+)
+def test_a_slice_that_does_not_belong_is_found(
+    tag: str, value: Any, words: str, tmp_path: Path
+) -> None:
+    """By the reader, and by a check that decodes files or reads headers alone."""
+    for name in ("whole", "mixed"):
+        write_series(tmp_path / name, AXIAL)
+    path = tmp_path / "mixed" / "2.dcm"
+    data = pydicom.dcmread(path)
+    if value is None:
+        delattr(data, tag)
+    else:
+        setattr(data, tag, value)
+    if tag == "Rows":
+        data.PixelData = data.PixelData[: 4 * SHAPE[2] * 2]
+    data.save_as(path)
+    for ask in (read, header):
+        with pytest.raises(DataError, match=words):
+            ask(tmp_path / "mixed")
+    table = pd.DataFrame({"file": ["whole", "mixed"], "label": ["x", "y"]})
+    cohort = Cohort.open(table, root=tmp_path)
+    for look in (seen.everything, seen.headers):
+        [found] = [f for f in check(cohort, look=look).findings if f.code == "unreadable"]
+        assert found.level == "error" and found.rows == (1,)
+
+
+def test_rounding_makes_no_other_spacing(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", AXIAL)
+    path = tmp_path / "series" / "2.dcm"
+    data = pydicom.dcmread(path)
+    data.PixelSpacing = [0.50001, 0.79999]
+    data.save_as(path)
+    value, found = read(tmp_path / "series"), header(tmp_path / "series")
+    assert value.voxels.shape == (1, *found.shape)
+    assert found.spacing_mm == pytest.approx(value.spacing_mm, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "spacing", "code"),
+    [
+        ("series", SHAPE, SPACING, None),
+        ("series", SHAPE, (2.5, 0.5, 0.9), "mask-spacing"),
+        ("series", SHAPE, (3.0, 0.5, 0.8), "mask-spacing"),
+        ("series", (5, 6, 8), SPACING, "mask-size"),
+        ("nifti", SHAPE, SPACING, None),
+        ("nifti", SHAPE, (2.5, 0.5, 0.9), "mask-spacing"),
+        ("nifti", (4, 6, 7), SPACING, "mask-size"),
+        ("frames", SHAPE, SPACING, None),
+        ("frames", SHAPE, (2.5, 0.5, 0.9), "mask-spacing"),
+    ],
+)
+def test_a_mask_lies_on_its_volume(
+    kind: str, shape: tuple[int, ...], spacing: tuple[float, ...], code: str | None, tmp_path: Path
+) -> None:
+    nibabel = pytest.importorskip("nibabel")
+
+    def save(name: str, sides: tuple[int, ...], by: tuple[float, ...]) -> str:
+        voxels = np.zeros(sides[::-1], np.uint8)
+        voxels[1:3, 1:3, 1:3] = 1
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([*by[::-1], 1.0])), tmp_path / name)
+        return name
+
+    rows = []
+    for number in range(2):
+        name = f"{number}.dcm" if kind == "frames" else f"{number}"
+        if kind == "nifti":
+            name = save(f"{number}.nii.gz", SHAPE, SPACING)
+        elif kind == "series":
+            write_series(tmp_path / name, AXIAL)
+        else:
+            write_series(tmp_path / f"{name}-slices", AXIAL)
+            data = pydicom.dcmread(tmp_path / f"{name}-slices" / "1.dcm")
+            data.NumberOfFrames, data.PixelData = SHAPE[0], data.PixelData * SHAPE[0]
+            data.save_as(tmp_path / name)
+        good = save(f"mask-{number}.nii.gz", SHAPE, SPACING)
+        rows.append({"patient_id": number, "image": name, "mask": good})
+    rows[1]["mask"] = save("odd.nii.gz", shape, spacing)
+    table = pd.DataFrame(rows)
+    cohort = Cohort.open(table, root=tmp_path, inputs=["image"], label="mask", kind="mask")
+    found = {f.code: f for f in check(cohort).findings if f.code.startswith("mask-")}
+    assert list(found) == ([] if code is None else [code])
+    if code is not None:
+        assert found[code].rows == (1,) and found[code].level == "error"
+
+
 def test_a_cut_slice_is_named(tmp_path: Path) -> None:
     write_series(tmp_path / "cut", AXIAL)
     path = tmp_path / "cut" / "3.dcm"
@@ -147,7 +242,7 @@ def test_headers_tell_what_reading_tells(tmp_path: Path) -> None:
             continue
         array = value.voxels if isinstance(value, Volume) else value.pixels
         assert found.shape[-2:] == array.shape[-2:]
-        assert found.spacing_mm == pytest.approx(value.spacing_mm[-2:])
+        assert found.spacing_mm == pytest.approx(value.spacing_mm)
 
 
 def test_a_check_of_headers_decodes_nothing(tmp_path: Path, monkeypatch) -> None:

@@ -18,6 +18,7 @@ from galenic.core.errors import ConfigError
 from galenic.core.run import Run
 from galenic.evaluation.classes import by_class
 from galenic.models.backbone import Backbone, open_backbone
+from galenic.objectives.regression import Huber
 from galenic.tasks import classify
 
 CNN = "builtin:resnet10?width=4"
@@ -248,6 +249,7 @@ def test_grades_are_learnt_in_their_order(place: Path, view: Run) -> None:
         ("kind", ["head.loss.kind=focal", "head.label_smoothing=0.1"], "takes the place"),
         ("kind", ["head.loss.kind=cost_matrix", "head.loss.costs=[[0, 1], [1, 0]]"], "4 rows of 4"),
         ("kind", ["head.loss.kind=wieghted"], "weighted"),
+        ("kind", ["head.loss.kind=huber"], "no error that is a number"),
     ],
 )
 def test_losses_that_do_not_go_together_are_refused(
@@ -255,6 +257,27 @@ def test_losses_that_do_not_go_together_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         start(place, "linear", label, f"backbone={CNN}", SIZED, *overrides)
+
+
+def test_a_grade_written_down_wrong_moves_huber_less(place: Path) -> None:
+    table = pd.read_csv(place / "pictures.csv")
+    table["grade"] = table["grade"].astype(float)
+    table.loc[0, "grade"] = 60.0
+    table.to_csv(place / "slip.csv", index=False)
+    errors = {}
+    for loss in ("ce", "huber"):
+        run = launch.run(
+            "linear", place / "slip.csv", out=place / "runs",
+            columns={"inputs": ["image"], "label": "grade", "kind": "continuous", "split": "split"},
+            overrides=[f"backbone={CNN}", SIZED, "split.how=given",
+                       "schedule.lr=3e-2",
+                       "schedule.epochs=40", "schedule.weight_decay=0", "score.resamples=0",
+                       f"head.loss.kind={loss}", "head.loss.delta=0.2"],
+        )  # fmt: skip
+        errors[loss] = run.metrics["mae"].value
+        _, objective = classify.load(run)
+        assert isinstance(objective.class_loss, Huber) == (loss == "huber")
+    assert errors["huber"] < errors["ce"]
 
 
 def test_weights_come_from_the_training_part_alone(place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,9 @@ def _same_size(one: Header, other: Header) -> bool:
 def _same_spacing(one: Header, other: Header) -> bool:
     if one.spacing_mm is None or other.spacing_mm is None:
         return True
-    return bool(np.allclose(sorted(one.spacing_mm), sorted(other.spacing_mm), rtol=SAME_SPACING))
+    # Frames of one file may not say how far apart they are.
+    few, many = sorted((sorted(one.spacing_mm), sorted(other.spacing_mm)), key=len)
+    return any(np.allclose(few, part, rtol=SAME_SPACING) for part in combinations(many, len(few)))
 
 
 def values_of(value: Any, threshold: float | None = None) -> Array:

@@ -24,7 +24,8 @@ class Classifier(nn.Module):
         label_smoothing: Share of the probability spread over all classes (multiclass, ordinal).
         pos_weight: Of a 1 in the loss (binary, multilabel).
         unlabelled_weight: Of a 0 in the loss (binary, multilabel).
-        class_loss: Of logits and labels, in place of the loss of the kind.
+        class_loss: Of logits and labels (continuous ones standardised), in place of the loss of
+            the kind.
         penalty: Scalar added to the loss in training, such as a tuner's own term.
     """
 
@@ -88,11 +89,11 @@ class Classifier(nn.Module):
         return each(logits, labels)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.kind == "continuous":
+            labels = (labels - self.centre) / self.spread
         if self.class_loss is not None:
             loss: Tensor = self.class_loss(logits, labels)
             return loss
-        if self.kind == "continuous":
-            labels = (labels - self.centre) / self.spread
         return target_loss(self.kind, logits, labels, self.label_smoothing, self.weights)
 
     def gradient_checkpointing_enable(self) -> None:

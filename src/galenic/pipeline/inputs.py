@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from galenic.data.augment import AugmentConfig
 from galenic.data.cohort import Cohort
 from galenic.data.values import Value
 from galenic.models.backbone import Backbone
+
+if TYPE_CHECKING:
+    from galenic.pipeline.sources import Normalisation
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Example = dict[str, Array]
@@ -54,6 +57,7 @@ class Inputs(Dataset[Example]):
             number of workers changes nothing.
         table: Encoded rows [n, F] where the input is a table.
         scale: Times the sides that the network reads.
+        normalisation: Of each source of the cohort; None for the backbone's own.
     """
 
     def __init__(
@@ -64,7 +68,8 @@ class Inputs(Dataset[Example]):
         augment: AugmentConfig | None = None,
         seed: int = 0,
         table: Array | None = None,
-        scale: int = 1,
+        scale: float = 1,
+        normalisation: Normalisation | None = None,
     ) -> None:
         self.cohort = cohort
         self.column, self.modality = single_input(cohort)
@@ -80,6 +85,13 @@ class Inputs(Dataset[Example]):
             self.tokens, self.cut = _tokenise(cohort, self.column, backbone)
         elif self.modality != "table":
             self.transform = transforms.build(self.spec, self.modality, augment=augment)
+        self.codes: Array | None = None
+        self.ways: list[transforms.Transform] = []
+        if normalisation is not None and self.transform is not None:
+            self.codes = normalisation.codes
+            self.ways = [
+                replace(self.transform, spec=spec) for spec in normalisation.specs(self.spec)
+            ]
 
     def __len__(self) -> int:
         return len(self.cohort)
@@ -94,8 +106,8 @@ class Inputs(Dataset[Example]):
             return {self.spec.key: self.table[row]}
         return {self.spec.key: self._drawn(self.cohort.read(row)[self.column], row)}
 
-    def views(self, row: int, count: int) -> Example:
-        """Several draws of what one row holds, stacked [count, ...]; it is decoded once.
+    def way(self, row: int) -> transforms.Transform:
+        """From what one row holds to the network.
 
         Raises:
             DataError: If nothing of this modality can be drawn.
@@ -106,16 +118,29 @@ class Inputs(Dataset[Example]):
                 where=self.cohort.name,
                 expected="an image, a volume, a tracing or a sound",
             )
-        value = self.cohort.read(row)[self.column]
-        return {self.spec.key: np.stack([self._drawn(value, row, n) for n in range(count)])}
+        return self.transform if self.codes is None else self.ways[int(self.codes[row])]
 
-    def _drawn(self, value: Value, *numbers: int) -> Array:
-        assert self.transform is not None
-        params = None
+    def views(self, row: int, count: int, value: Value | None = None) -> Array:
+        """Several draws of what one row holds, stacked [count, ...]; it is decoded once.
+
+        Args:
+            row: Which one.
+            count: How many.
+            value: What the row holds, where that is decoded already.
+
+        Raises:
+            DataError: If nothing of this modality can be drawn.
+        """
+        self.way(row)
+        value = self.cohort.read(row)[self.column] if value is None else value
+        return np.stack([self._drawn(value, row, n) for n in range(count)])
+
+    def _drawn(self, value: Value, row: int, *numbers: int) -> Array:
+        params, way = None, self.way(row)
         if self.draws:
-            rng = np.random.default_rng([self.seed, self.epoch, *numbers])
-            params = self.transform.draw(rng, value)
-        return self.transform.apply(value, params)
+            rng = np.random.default_rng([self.seed, self.epoch, row, *numbers])
+            params = way.draw(rng, value)
+        return way.apply(value, params)
 
     @property
     def lengths(self) -> Array | None:
@@ -132,14 +157,15 @@ class Inputs(Dataset[Example]):
         """A content key of each row's undrawn input, for the caches; no file is decoded."""
         if self.transform is None:
             return [fingerprint_arrays(self[row]) for row in rows]
-        way = self.transform.fingerprint
-        return [fingerprint_bytes(way, self.cohort.content(row)) for row in rows]
+        return [
+            fingerprint_bytes(self.way(row).fingerprint, self.cohort.content(row)) for row in rows
+        ]
 
 
-def _scaled(spec: InputSpec, scale: int) -> InputSpec:
+def _scaled(spec: InputSpec, scale: float) -> InputSpec:
     if scale == 1 or spec.size is None:
         return spec
-    return replace(spec, size=tuple(scale * side for side in spec.size))
+    return replace(spec, size=tuple(round(scale * side) for side in spec.size))
 
 
 def single_input(cohort: Cohort) -> tuple[str, str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import nn
 
 from galenic.core.config import Config
 from galenic.core.errors import ConfigError
 from galenic.objectives.imbalance import ClassLoss, LossKind
+from galenic.objectives.regression import Huber
 
 if TYPE_CHECKING:
     from galenic.tasks.classify import Job
@@ -19,13 +21,20 @@ OF_CLASSES = ("binary", "multiclass", "ordinal")
 
 
 class LossConfig(Config):
-    """How a class counts in training; frequencies are those of the training split alone."""
+    """How a class counts in training, by the frequencies of the training split alone; or an error."""
 
-    kind: LossKind = Field(
+    kind: LossKind | Literal["huber"] = Field(
         "ce",
         description="ce: every sample alike. weighted: a class by its inverse frequency. effective: "
         "by its effective number of samples. cost_matrix: the expected cost. focal: the hard samples "
-        "more. logit_adjust: logits raised by the log of the training frequency.",
+        "more. logit_adjust: logits raised by the log of the training frequency. huber: of a "
+        "continuous label, whose loss is the squared error otherwise.",
+    )
+    delta: float = Field(
+        1.0,
+        gt=0,
+        description="Of huber: errors beyond it count in proportion, in standard deviations of the "
+        "training label.",
     )
     beta: float = Field(0.999, ge=0, lt=1, description="Of effective.")
     gamma: float = Field(2.0, ge=0, description="Of focal; 0 is cross-entropy.")
@@ -34,7 +43,7 @@ class LossConfig(Config):
     )
 
 
-def build(job: Job) -> ClassLoss | None:
+def build(job: Job) -> nn.Module | None:
     """The loss that `job.config.head.loss` asks for; None for the one of the kind of label.
 
     Raises:
@@ -44,6 +53,8 @@ def build(job: Job) -> ClassLoss | None:
     config = head.loss
     if config.kind == "ce":
         return None
+    if config.kind == "huber":
+        return _huber(kind, config.delta)
     if kind not in OF_CLASSES:
         raise ConfigError(
             f"A {kind} label has no classes to weigh against each other.",
@@ -66,3 +77,14 @@ def build(job: Job) -> ClassLoss | None:
     train = job.training_targets[job.splits.train]
     counts = torch.from_numpy(np.bincount(train, minlength=len(job.label.classes)))
     return ClassLoss(config.kind, counts, beta=config.beta, gamma=config.gamma, costs=config.costs)
+
+
+def _huber(kind: str, delta: float) -> Huber:
+    if kind != "continuous":
+        raise ConfigError(
+            f"A {kind} label has no error that is a number.",
+            where="head.loss.kind=huber",
+            expected="a label that is continuous",
+            next_step="columns.kind=continuous, or head.loss.kind=ce",
+        )
+    return Huber(delta=delta)

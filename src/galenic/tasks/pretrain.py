@@ -15,7 +15,9 @@ from galenic.core.meters import count_parameters
 from galenic.core.prediction import evaluating, predict, to_device
 from galenic.core.run import Run
 from galenic.core.schedule import PlainSchedule, Schedule
+from galenic.core.seeding import stream
 from galenic.core.trainer import Validation, fit
+from galenic.data.augment import AugmentConfig
 from galenic.data.cohort import Cohort
 from galenic.data.splits import SplitConfig, Splits, make_splits
 from galenic.models.export import export
@@ -24,6 +26,7 @@ from galenic.pipeline.captions import CaptionConfig, Captions
 from galenic.pipeline.config import Columns, InputConfig, open_cohort
 from galenic.pipeline.inputs import Collate, Inputs
 from galenic.pipeline.opening import open_inputs
+from galenic.pipeline.sources import Normalisation, normalisation
 from galenic.pipeline.unlabelled import Unlabelled
 from galenic.tasks._job import carry_out
 from galenic.tasks._pretrain_results import draw_pictures, write_results
@@ -58,6 +61,12 @@ class Config(BaseConfig):
     input: InputConfig = InputConfig()
     pretraining: dict[str, Any] = Field({"method": "mae"}, description="method and its own keys.")
     captions: CaptionConfig | None = Field(None, description="For methods that read words too.")
+    normalise_by: str | None = Field(
+        None,
+        description="Column that names the source of a picture (`site`, say): each source is "
+        "normalised by the mean and standard deviation of its own training pictures. None: all by "
+        "those of the backbone.",
+    )
     schedule: PlainSchedule = Schedule(epochs=100, lr=1.5e-4, keep_best=False)
     resamples: int = Field(2000, ge=0, description="Bootstrap draws of patients.")
     seed: int = Field(0, ge=0)
@@ -104,6 +113,9 @@ class Job:
             backbone=config.backbone,
             config=config.input,
         )
+        self.normalisation = self._normalisation()
+        if self.normalisation is not None:
+            self.inputs = self._inputs(None)
         self._describe()
         self.collate = Collate(self.captions.padding if self.captions else None)
         self.objective = pretraining.build(self.backbone, self.method, config.seed)
@@ -129,6 +141,29 @@ class Job:
             )
         return Captions(self.cohort, config, tokenizer, self.config.seed)
 
+    def _normalisation(self) -> Normalisation | None:
+        """Of each source, where that is asked for."""
+        column, splits = self.config.normalise_by, self.splits
+        if column is None:
+            return None
+        held = np.concatenate([splits.val, splits.test])
+        spec = self.backbone.inputs
+        found = normalisation(self.cohort, splits.train, held, spec, column)
+        self.run.write_json("normalisation.json", found.to_dict())
+        return found
+
+    def _inputs(self, augment: AugmentConfig | None, scale: float = 1, *names: str) -> Inputs:
+        """What the network reads, drawn from the stream `names`."""
+        seed = stream(self.config.seed, *names) if names else self.config.seed
+        return Inputs(
+            self.cohort,
+            self.backbone,
+            augment=augment,
+            seed=seed,
+            scale=scale,
+            normalisation=self.normalisation,
+        )
+
     def _describe(self) -> None:
         split = self.splits.to_dict(self.config.split.how, self.config.seed)
         self.run.write_json("splits.json", split)
@@ -141,11 +176,20 @@ class Job:
         augment = config.input.augment if training or self.views > 1 else None
         scale = pretraining.scale(self.method)
         if augment is not None or scale > 1:
-            inputs = Inputs(
-                self.cohort, self.backbone, augment=augment, seed=config.seed, scale=scale
-            )
-        rows = getattr(self.splits, part)
-        return Unlabelled(rows, inputs, self.views, config.seed, self.captions)
+            inputs = self._inputs(augment, scale)
+        small, local = pretraining.local_views(self.method), None
+        if small is not None and augment is not None:
+            crop = augment.model_copy(update={"crop": small.crop})
+            local = self._inputs(crop, small.share, "local"), small.count
+        return Unlabelled(
+            getattr(self.splits, part),
+            inputs,
+            self.views,
+            config.seed,
+            self.captions,
+            local=local,
+            epochs=getattr(self.objective, "set_epoch", None) if training else None,
+        )
 
     def train(self) -> None:
         """Fit the objective, watched on validation samples."""
@@ -180,12 +224,13 @@ class Job:
         }
         write_results(self, outputs)
         held = self.rows("test")
-        batch = self.collate([held[place] for place in range(min(SHOWN, len(held)))])
+        rows = held.rows[:SHOWN]
+        batch = self.collate([held[place] for place in range(len(rows))])
         device = next(self.objective.parameters()).device
         with evaluating(self.objective), torch.inference_mode():
             shown = pretraining.pictures(self.objective, self.method, to_device(batch, device))
         if shown is not None:
-            draw_pictures(self.run, shown, self.backbone.inputs)
+            draw_pictures(self.run, shown, [held.inputs.way(int(row)).spec for row in rows])
 
     def save(self) -> None:
         """Write the network: for `backbone=RUN`, and in the layouts of other libraries."""

@@ -19,6 +19,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # Distances between neighbours may differ by this share of the median before a slice is missing.
 UNEVEN = 0.2
 TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns"]
+SPACING_TAGS = ["PixelSpacing", "ImagerPixelSpacing"]
 
 
 def takes(path: Path) -> bool:
@@ -42,16 +43,14 @@ def read(path: Path, window: str | tuple[float, float] | None = None) -> Volume:
         window: As for :func:`galenic.data.readers.dicom.read`.
 
     Raises:
-        DataError: If a slice is broken, the folder holds several series, slices differ in size
-            or direction, or one is missing between its neighbours.
+        DataError: If a slice is broken, the folder holds several series, slices differ in size,
+            pixel spacing or direction, or one is missing between its neighbours.
     """
     with guarded(path, "DICOM series"):
         files = parts(path)
-        headers = [_header(file) for file in files]
-        _require_one_series(headers)
+        headers, places = _headers(files)
         across, down = _directions(headers[0])
         normal = np.cross(across, down)
-        places = np.array([np.dot(header.ImagePositionPatient, normal) for header in headers])
         order = np.argsort(places, kind="stable")
         step = _step(places[order])
         require_size((len(files), int(headers[0].Rows), int(headers[0].Columns)), "DICOM series")
@@ -68,18 +67,35 @@ def read(path: Path, window: str | tuple[float, float] | None = None) -> Volume:
 
 
 def header(path: Path) -> Header:
-    """Slices, rows and columns, with their distances."""
+    """Slices, rows and columns, with their distances; no pixel is read.
+
+    Raises:
+        DataError: As :func:`read`, if the slices do not belong together.
+    """
     with guarded(path, "DICOM series"):
-        slices = [dicom.header(part) for part in parts(path)]
-        return Header((len(slices), *slices[0].shape[1:]), slices[0].spacing_mm)
+        files = parts(path)
+        step = _step(np.sort(_headers(files)[1]))
+        one = dicom.header(files[0])
+        spacing = None if one.spacing_mm is None else (step, *one.spacing_mm)
+        return Header((len(files), *one.shape[1:]), spacing)
 
 
 def _is_slice(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(dicom.SUFFIXES)
 
 
+def _headers(files: list[Path]) -> tuple[list[Any], Array]:
+    """What each slice says of itself, and its place in mm along the normal of their plane."""
+    headers = [_header(file) for file in files]
+    _require_one_series(headers)
+    normal = np.cross(*_directions(headers[0]))
+    return headers, np.array([np.dot(h.ImagePositionPatient, normal) for h in headers])
+
+
 def _header(path: Path) -> Any:
-    header = dicom.pydicom_or_error().dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+    header = dicom.pydicom_or_error().dcmread(
+        path, stop_before_pixels=True, specific_tags=[*TAGS, *SPACING_TAGS]
+    )
     for tag in TAGS[1:]:
         if header.get(tag) is None:
             raise DataError(
@@ -92,6 +108,7 @@ def _require_one_series(headers: list[Any]) -> None:
     traits = {
         "series": [str(header.get("SeriesInstanceUID")) for header in headers],
         "sizes": [f"{header.Rows} x {header.Columns}" for header in headers],
+        "pixel spacings": [_spacing_of(header) for header in headers],
         "directions": [
             str(np.round(np.array(header.ImageOrientationPatient, float), 3)) for header in headers
         ],
@@ -104,6 +121,11 @@ def _require_one_series(headers: list[Any]) -> None:
                 expected="one series a folder",
                 next_step="Move each series to a folder of its own.",
             )
+
+
+def _spacing_of(header: Any) -> str:
+    values = next((header.get(tag) for tag in SPACING_TAGS if header.get(tag)), None)
+    return "" if values is None else str(np.round(np.array(values, float), 3))
 
 
 def _directions(header: Any) -> tuple[Array, Array]:

@@ -39,6 +39,21 @@ class Capabilities:
     gaps: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LocalViews:
+    """Small views of a sample beside its whole ones.
+
+    Attributes:
+        count: How many.
+        crop: Least and largest share of the picture's area that one keeps.
+        share: Its sides, in those that the network sees.
+    """
+
+    count: int
+    crop: tuple[float, float]
+    share: float
+
+
 def parse(values: Mapping[str, Any]) -> Config:
     """The typed configuration in `values`, whose key `method` names the method.
 
@@ -62,7 +77,8 @@ def build(backbone: Backbone, config: Config, seed: int) -> nn.Module:
     sample is drawn from a generator seeded with it, so that a batch always means the same. It
     returns the scalar `loss` and, for validation, `losses` [B], whose mean it is; parts of the
     losses [B] under names of their own become figures too. It has no attribute `config`: the
-    engine would write to it.
+    engine would write to it. Its `set_epoch`, where it has one, is called with the number of every
+    epoch of training.
 
     Args:
         backbone: Its network must be an ordinary one again, to the names of its state dict, once
@@ -81,6 +97,13 @@ def views(config: Config) -> int:
     """How many random views of each sample a batch holds."""
     asked = getattr(_module(config), "views", None)
     return 1 if asked is None else int(asked(config))
+
+
+def local_views(config: Config) -> LocalViews | None:
+    """Smaller views that a batch also holds, as `local` [B, n, ...]; None where there are none."""
+    asked = getattr(_module(config), "local_views", None)
+    found: LocalViews | None = None if asked is None else asked(config)
+    return found
 
 
 def scale(config: Config) -> int:

@@ -78,21 +78,28 @@ class MomentumContrast(nn.Module):
         # A copy: the queue moves on before the gradient is taken.
         losses = contrast(queries, keys, self.queue.clone(), self.temperature)
         if self.training:
-            self._enqueue(keys)
+            enqueue(self.queue, self.place, keys)
         return {"loss": losses.mean(), "losses": losses}
 
     def _follow(self) -> None:
         for slow, fast in zip(self.slow.parameters(), self.fast.parameters(), strict=True):
             slow.lerp_(fast, 1 - self.momentum)
 
-    @torch.no_grad()
-    def _enqueue(self, keys: Tensor) -> None:
-        """The newest keys take the places of the oldest."""
-        size = len(self.queue)
-        keys = keys[-size:].to(self.queue.dtype)
-        places = (self.place + torch.arange(len(keys), device=keys.device)) % size
-        self.queue.index_copy_(0, places, keys)
-        self.place.copy_((self.place + len(keys)) % size)
+
+@torch.no_grad()
+def enqueue(queue: Tensor, place: Tensor, keys: Tensor) -> None:
+    """The newest keys take the places of the oldest, in place.
+
+    Args:
+        queue: [K, ...].
+        place: Of the oldest, scalar; it moves on.
+        keys: [B, ...].
+    """
+    size = len(queue)
+    keys = keys[-size:].to(queue.dtype)
+    places = (place + torch.arange(len(keys), device=keys.device)) % size
+    queue.index_copy_(0, places, keys)
+    place.copy_((place + len(keys)) % size)
 
 
 def contrast(queries: Tensor, keys: Tensor, others: Tensor, temperature: float) -> Tensor:

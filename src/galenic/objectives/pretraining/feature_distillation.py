@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CAPABILITIES = Capabilities(
     paper="Ranzinger et al., CVPR 2024, arXiv 2312.06709",
-    enters=("vit", "cnn"),
+    enters=("vit", "convolutional"),
     gaps={
         "volumes and signals": "student and teacher are both asked about one picture",
         "several teachers": "one is asked",
