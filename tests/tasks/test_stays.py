@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from galenic import launch
 from galenic.core.config import parse
 from galenic.core.errors import ConfigError, DataError
+from galenic.core.fingerprint import fingerprint_bytes
 from galenic.core.prediction import predict
 from galenic.core.run import Run
 from galenic.data.events import ordered
@@ -140,6 +141,27 @@ def test_what_was_read_is_told(given: dict[str, Any], tmp_path: Path) -> None:
     assert gates["gate"].between(0, 1).all() and gates["hour"].isna().all()
     shares = pd.read_parquet(run.path / "attention.parquet")
     assert shares["share"].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_run_knows_its_event_table(tmp_path: Path) -> None:
+    found = hospital(tmp_path / "h", 40, notes="none")
+    asked = ("schedule.epochs=1", "network.kind=gru", "modalities=[series]")
+    run = start(found, tmp_path / "runs", *asked)
+    file = tmp_path / "h" / "events" / "data" / "0.parquet"
+    table = pl.read_parquet(file)
+    told = run.provenance["data"]["events_fingerprint"]
+    assert told == fingerprint_bytes(table.write_csv())
+    assert told != run.provenance["data"]["fingerprint"]
+    stays.load(run)
+    # One value of one event is another table, of which the stays say nothing.
+    last = pl.int_range(pl.len()) == table["value"].drop_nulls().len() - 1
+    table.with_columns(value=pl.when(last).then(0.5).otherwise("value")).write_parquet(file)
+    with pytest.raises(DataError, match="not those that the run was trained on"):
+        stays.load(run)
+    assert run.provenance["data"]["events_fingerprint"] == told
+    other = start(found, tmp_path / "runs", *asked).provenance["data"]
+    assert other["events_fingerprint"] != told
+    assert other["fingerprint"] == run.provenance["data"]["fingerprint"]
 
 
 @pytest.mark.parametrize("fusion", ["interleaved", "mult"])

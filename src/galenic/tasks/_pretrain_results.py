@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -72,17 +73,17 @@ def mean_of(values: Array, groups: Array, config: Any) -> Estimate:
     return found
 
 
-def draw_pictures(run: Run, shown: Array, spec: InputSpec) -> None:
+def draw_pictures(run: Run, shown: Array, specs: Sequence[InputSpec]) -> None:
     """Write a table of pictures, one row a sample; of a volume its middle slice.
 
     Args:
         run: Where to write.
         shown: [B, k, C, (D,) H, W] in the network's units.
-        spec: Says how the input was normalised.
+        specs: How each input was normalised [B].
     """
     if shown.ndim == 6:
         shown = shown[:, :, :, shown.shape[3] // 2]
-    shown = _intensities(shown, spec)
+    shown = _intensities(shown, specs)
     padded = np.pad(shown, [(0, 0)] * 3 + [(0, GAP), (0, GAP)], constant_values=1.0)
     rows, columns, channels, height, width = padded.shape
     sheet = padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
@@ -91,10 +92,13 @@ def draw_pictures(run: Run, shown: Array, spec: InputSpec) -> None:
     run.write_bytes(PICTURES, png(picture))
 
 
-def _intensities(shown: Array, spec: InputSpec) -> Array:
+def _intensities(shown: Array, specs: Sequence[InputSpec]) -> Array:
     """Network units back to 0..1."""
-    if spec.mean is not None and spec.std is not None:
-        mean, std = (np.asarray(part, np.float32)[:, None, None] for part in (spec.mean, spec.std))
+    if specs[0].mean is not None and specs[0].std is not None:
+        mean, std = (
+            np.asarray([getattr(spec, name) for spec in specs], np.float32)[:, None, :, None, None]
+            for name in ("mean", "std")
+        )
         return shown * std + mean
     low, high = shown[:, :1].min(), shown[:, :1].max()
     return (shown - low) / max(high - low, 1e-6)

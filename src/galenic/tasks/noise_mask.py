@@ -27,6 +27,8 @@ from galenic.tasks._job import carry_out, layer_depths, reopened
 from galenic.tasks._noise_mask_config import Config
 
 SHOWN = 8
+# White pixels between two pictures.
+GAP = 2
 
 
 def run(config: Config, run: Run) -> None:
@@ -174,6 +176,8 @@ class NoiseMaskJob(classify.Job):
         grey = pixels.mean(axis=1)
         low, high = grey.min(), grey.max()
         grey = (grey - low) / max(high - low, 1e-6)
+        gaps = [(0, 0), (0, GAP), (0, GAP)]
+        grey, masks = (np.pad(one, gaps, constant_values=1) for one in (grey, masks))
         rows = np.concatenate([np.hstack(list(grey)), np.hstack(list(masks))])
         return png(Pillow.fromarray((255 * rows).round().astype(np.uint8)))
 

@@ -7,6 +7,8 @@ Modeling", ICML 2023, arXiv 2210.12156.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from galenic.core.errors import DataError
+from galenic.core.fingerprint import fingerprint_bytes
 from galenic.core.prediction import evaluating
 from galenic.core.run import Run
 from galenic.data.cohort import Cohort
@@ -37,6 +41,7 @@ from galenic.tasks import classify
 from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._stays_config import Config
 from galenic.tasks._stays_reading import reading
+from galenic.tasks._stays_results import GATES, looked_at
 from galenic.tasks._stays_trees import tree_logits
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -54,7 +59,11 @@ def run(config: Config, run: Run) -> None:
 
 
 def load(run: Run) -> tuple[StaysJob, Classifier]:
-    """The fitted objective of a finished run, and the job that knows its data."""
+    """The fitted objective of a finished run, and the job that knows its data.
+
+    Raises:
+        DataError: If its events changed.
+    """
     job, objective = classify.restored(reopened(run, Config, StaysJob))
     job.network.load_state_dict(load_file(run.path / NETWORK))
     return job, objective
@@ -66,6 +75,7 @@ class StaysJob(classify.Job):
     Attributes:
         stays: What is read.
         channels: What is measured, by name of the modality.
+        fingerprint: Of the event table.
         text: Reads the notes; None without them.
         network: Reads all else, and the features of the notes.
     """
@@ -92,6 +102,7 @@ class StaysJob(classify.Job):
         config = self.config
         events = read(config.data, mapping=config.mapping, timezone=config.timezone)
         self.events = events.frame
+        self.fingerprint = self._same_events()
         self.run.write_text(REPORT, events.rejected.write_csv())
         table: Any = config.stays
         if table is None:
@@ -101,6 +112,19 @@ class StaysJob(classify.Job):
         columns = config.columns.model_copy(update={"inputs": ["cutoff"]})
         return open_cohort(table, columns, quick=config.quick)
 
+    def _same_events(self) -> str:
+        """Fingerprint of the event table, which is what this run had before, if it had any."""
+        found = fingerprint_bytes(self.events.write_csv())
+        known = self.run.provenance.get("data") or {}
+        if known.get("events_fingerprint", found) != found:
+            raise DataError(
+                "The events are not those that the run was trained on.",
+                where=Path(self.config.data).name,
+                expected="the same files: channels and windows are read off them again",
+                next_step="Put them back, or run again on the new ones.",
+            )
+        return found
+
     def _open(self, cohort: Cohort, train: Array, run: Run, **_: Any) -> tuple[Backbone, Any]:
         """Cut the windows, and build the network for what is in them."""
         at = self.config.series
@@ -109,7 +133,8 @@ class StaysJob(classify.Job):
         self.channels, notes = found.channels, found.notes
         states = {name: channels.state() for name, channels in found.channels.items()}
         run.write_json("series.json", {"counts": found.counts, "channels": states})
-        run.update_provenance(data=describe(cohort) | {"events": found.counts})
+        told = {"events": found.counts, "events_fingerprint": self.fingerprint}
+        run.update_provenance(data=describe(cohort) | told)
         read = None
         if notes is not None:
             self.text = self._open_text()
@@ -190,47 +215,64 @@ class StaysJob(classify.Job):
             self._explain(self.network)
 
     def _explain(self, network: StayNetwork) -> None:
-        """Write the gates of the test stays over time, and the share of each channel."""
+        """Write the gates of the test stays over time, the share of each channel, and their means."""
         loader = DataLoader(
             self.rows("test"),
             batch_size=self.config.schedule.eval_batch_size,
             collate_fn=self.collate,
         )
-        gates, shares = [], []
+        gates: dict[str, Array] = {}
+        shares: dict[str, tuple[Sequence[str], Array]] = {}
         with evaluating(network):
             batches = [{n: x.to(network.queries.device) for n, x in b.items()} for b in loader]
             for name, channels in self.channels.items():
                 found = [network.explain(name, **batch) for batch in batches]
-                gates += self._gates(name, [gate for gate, _ in found])
-                if found[0][1] is not None:
-                    mean = torch.cat([s for _, s in found if s is not None]).mean(dim=0).tolist()
-                    shares += [(name, c, v) for c, v in zip(channels.names, mean, strict=True)]
+                if (gate := _joined([gate for gate, _ in found])) is not None:
+                    gates[name] = gate
+                if (share := _joined([share for _, share in found])) is not None:
+                    shares[name] = channels.names, share
         if gates:
-            self.run.write_table("gates.parquet", pd.concat(gates, ignore_index=True))
+            tables = [self._gates(name, values) for name, values in gates.items()]
+            self.run.write_table("gates.parquet", pd.concat(tables, ignore_index=True))
         if shares:
             columns = ["modality", "channel", "share"]
-            self.run.write_table("attention.parquet", pd.DataFrame(shares, columns=columns))
+            means = [
+                (name, channel, mean)
+                for name, (known, share) in shares.items()
+                for channel, mean in zip(known, share.mean(axis=0).tolist(), strict=True)
+            ]
+            self.run.write_table("attention.parquet", pd.DataFrame(means, columns=columns))
+        if gates or shares:
+            looked = looked_at(
+                gates,
+                shares,
+                self.cohort.patient_ids[self.splits.test],
+                window_hours=self.config.series.window_hours,
+                score=self.config.score,
+                seed=self.config.seed,
+            )
+            self.run.write_json(GATES, looked)
 
-    def _gates(self, modality: str, found: list[Tensor | None]) -> list[pd.DataFrame]:
+    def _gates(self, modality: str, values: Array) -> pd.DataFrame:
         """One row a test stay and step; a stay with one gate has one row, without an hour."""
-        known = [gate.cpu() for gate in found if gate is not None]
-        if not known:
-            return []
-        values = torch.cat(known).numpy()
         count, steps = values.shape
         hours = np.linspace(0, self.config.series.window_hours, steps)
-        return [
-            pd.DataFrame(
-                {
-                    "modality": modality,
-                    "row": np.repeat(self.splits.test, steps),
-                    "hour": np.tile(hours if steps > 1 else np.nan, count),
-                    "gate": values.ravel(),
-                }
-            )
-        ]
+        return pd.DataFrame(
+            {
+                "modality": modality,
+                "row": np.repeat(self.splits.test, steps),
+                "hour": np.tile(hours if steps > 1 else np.nan, count),
+                "gate": values.ravel(),
+            }
+        )
 
     def save(self) -> None:
         """Write what was trained, in safetensors."""
         super().save()
         self.run.write_bytes(NETWORK, save(self.network.state_dict()))
+
+
+def _joined(found: list[Tensor | None]) -> Array | None:
+    """The batches of one answer; None where the network has none."""
+    known = [values.cpu() for values in found if values is not None]
+    return torch.cat(known).numpy() if known else None

@@ -78,6 +78,7 @@ def percent(value: float | None) -> str:
 
 
 SHORT = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "mcc": "MCC", "r2": "R²", "iou": "IoU",
+         "brier": "Brier score", "f1": "F1",
          "map": "mAP", "froc": "FROC", "dice": "Dice", "hd95": "HD95", "assd": "ASSD", "mae": "MAE",
          "rmse": "RMSE", "macro_f1": "macro F1", "quadratic_kappa": "quadratic kappa"}  # fmt: skip
 

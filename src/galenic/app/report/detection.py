@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from galenic.app.report import plots
-from galenic.app.report.read import fit_plots, frame, with_pictures
+from galenic.app.report.fitting import fit_plots
+from galenic.app.report.read import frame, with_pictures
 from galenic.core.config import dump_yaml
 from galenic.core.run import Run
 

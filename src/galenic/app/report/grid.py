@@ -13,6 +13,9 @@ from galenic.evaluation.metrics import greater_is_better
 
 Point = dict[str, Any]
 ALL = "all"
+# Metrics between 0 and 1: Student's interval knows no ends, but the picture need not go beyond.
+UNIT = {"auroc", "auprc", "accuracy", "balanced_accuracy", "macro_f1", "minority_recall", "dice",
+        "iou", "map", "froc", "brier", "ece", "concordance"}  # fmt: skip
 
 
 def read_curve(run: Run) -> dict[str, Any]:
@@ -32,8 +35,8 @@ def read_curve(run: Run) -> dict[str, Any]:
         "lede": f"with {', '.join(map(str, counts))} training patients {of}",
         "note": f"With one draw, fewer patients are a subset of more.{left}",
         "plot": plots.intervals(
-            _series(points), ticks, x=f"patients {of}", y=_words(found["metric"]),
-            label=f"{_words(found['metric'])} with few patients {of}", joined=True,
+            _series(_drawn(points, found["metric"])), ticks, x=f"patients {of}", y=_words(found["metric"]),
+            label=f"{_words(found['metric'])} with few patients {of}{_cut(found)}", joined=True,
         ),
     }  # fmt: skip
 
@@ -54,8 +57,8 @@ def read_sites(run: Run) -> dict[str, Any]:
         "note": "Settings are chosen on patients of the training sites. "
         "The worst site is that of each draw.",
         "plot": plots.intervals(
-            _series(points), ticks, x="site held out", y=_words(found["metric"]),
-            label=f"{_words(found['metric'])} on sites never seen", joined=False,
+            _series(_drawn(points, found["metric"])), ticks, x="site held out", y=_words(found["metric"]),
+            label=f"{_words(found['metric'])} on sites never seen{_cut(found)}", joined=False,
         ),
     }  # fmt: skip
 
@@ -63,10 +66,13 @@ def read_sites(run: Run) -> dict[str, Any]:
 def _grid(run: Run, found: Point, points: Sequence[Point], columns: list[str]) -> Point:
     pick = max if greater_is_better(found["metric"]) else min
     best = {
-        at: pick(p["value"] for p in points if p["at"] == at) for at in {p["at"] for p in points}
+        at: pick(
+            (p["value"] for p in points if p["at"] == at and p["value"] is not None), default=None
+        )
+        for at in {p["at"] for p in points}
     }
     rows = [
-        (name, [{**point, "best": point["value"] == best[point["at"]]} for point in own])
+        (name, [{**point, "best": _is_best(point, best)} for point in own])
         for name, own in _series(points)
     ]
     return frame(run) | {
@@ -77,6 +83,24 @@ def _grid(run: Run, found: Point, points: Sequence[Point], columns: list[str]) -
         "columns": columns,
         "rows": rows,
     }
+
+
+def _is_best(point: Point, best: dict[float, float | None]) -> bool:
+    return point["value"] is not None and point["value"] == best[point["at"]]
+
+
+def _drawn(points: Sequence[Point], metric: str) -> list[Point]:
+    """Points whose whiskers end where the metric does."""
+    if metric not in UNIT:
+        return list(points)
+    return [
+        {**p, **{k: min(max(p[k], 0.0), 1.0) for k in ("low", "high") if p[k] is not None}}
+        for p in points
+    ]
+
+
+def _cut(found: Point) -> str:
+    return "; whiskers are cut at 0 and 1" if found["metric"] in UNIT else ""
 
 
 def _series(points: Sequence[Point]) -> list[tuple[str, list[Point]]]:

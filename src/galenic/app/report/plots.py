@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 Point = tuple[float, float]
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 360, 270, 46, 40, 14, 14
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 360, 270, 54, 40, 14, 14
 # Of a name in a plot, in the units of its box.
 LETTER, LINE = 5.8, 11.0
 
@@ -64,6 +64,8 @@ def intervals(
 ) -> Markup:
     """Figures with their intervals; a point holds its place `at`, value, low and high.
 
+    Low and high are None where there is no interval. Behind six series, colours come again, dashed.
+
     Args:
         series: Name and points of each recipe.
         ticks: Places on the first axis, and what they are called.
@@ -73,25 +75,31 @@ def intervals(
         joined: Whether a line runs through the points of a series.
     """
     every = [point for _, points in series for point in points]
-    box = _bounds([(p["at"], p[k]) for p in every for k in ("low", "value", "high")])
+    ends = [(p["at"], p[k]) for p in every for k in ("low", "value", "high") if p[k] is not None]
+    if not ends:
+        return Markup("")
+    box = _bounds(ends)
     parts = [_axes(box, x, y, ticks)]
     for number, (_, points) in enumerate(series):
+        colour = _colour(number)
         # Side by side, so that whiskers of recipes that are alike can be told apart.
         aside = 4.0 * (number - (len(series) - 1) / 2)
         places = []
         for point in points:
+            if point["value"] is None:
+                continue
             a = round(_place((point["at"], 0), box)[0] + aside, 1)
-            low, middle, high = (
-                _place((point["at"], point[k]), box)[1] for k in ("low", "value", "high")
-            )
+            middle = _place((point["at"], point["value"]), box)[1]
             places.append((a, middle))
-            parts.append(
-                f'<line class="line s{number % 6}" x1="{a}" y1="{low}" x2="{a}" y2="{high}"/>'
-                f'<circle class="dot s{number % 6}" cx="{a}" cy="{middle}" r="2.5"/>'
-            )
+            if point["low"] is not None and point["high"] is not None:
+                low, high = (_place((point["at"], point[k]), box)[1] for k in ("low", "high"))
+                parts.append(
+                    f'<line class="line {colour}" x1="{a}" y1="{low}" x2="{a}" y2="{high}"/>'
+                )
+            parts.append(f'<circle class="dot {colour}" cx="{a}" cy="{middle}" r="2.5"/>')
         if joined:
             path = " ".join(f"{a},{b}" for a, b in places)
-            parts.append(f'<polyline class="line s{number % 6}" points="{path}"/>')
+            parts.append(f'<polyline class="line {colour}" points="{path}"/>')
     return _figure("".join(parts), label, [name for name, _ in series])
 
 
@@ -174,6 +182,10 @@ def interval(
     )
 
 
+def _colour(number: int) -> str:
+    return f"s{number % 6}" if number < 6 else f"s{number % 6} again"
+
+
 def _finite(point: Point) -> bool:
     return math.isfinite(point[0]) and math.isfinite(point[1])
 
@@ -210,7 +222,7 @@ def _axes(
     for value, name in ticks or [(value, _short(value)) for value in _ticks(x0, x1)]:
         place = _place((value, y0), box)[0]
         parts.append(
-            f'<text class="tick" text-anchor="middle" x="{place}" y="{HEIGHT - BOTTOM + 15}">{name}</text>'
+            f'<text class="tick" text-anchor="middle" x="{place}" y="{HEIGHT - BOTTOM + 15}">{escape(name)}</text>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
@@ -243,7 +255,7 @@ def _power(value: float) -> str:
 
 def _figure(body: str, label: str, legend: Sequence[str]) -> Markup:
     keys = "".join(
-        f'<li><span class="key s{number % 6}"></span>{escape(name)}</li>'
+        f'<li><span class="key {_colour(number)}"></span>{escape(name)}</li>'
         for number, name in enumerate(legend)
     )
     keys = f'<ul class="legend">{keys}</ul>' if keys else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,12 @@ import numpy as np
 import pandas as pd
 
 from galenic.app.report import plots
+from galenic.app.report.embedded import png_of
+from galenic.app.report.fitting import fit_plots
+from galenic.app.report.forecast import read_tasks
+from galenic.app.report.masks import read_masks
+from galenic.app.report.probe import read_probe
+from galenic.app.report.stays import read_stays
 from galenic.core.config import dump_yaml
 from galenic.core.errors import RunError
 from galenic.core.run import Run
@@ -141,6 +146,10 @@ def _arm(run: Run, name: str) -> dict[str, Any]:
         "pictures": png_of(run.path / "pictures.png"),
         "structures": _json(run, "structures.json"),
         "overlays": with_pictures(run, _json(run, "overlays.json") or []),
+        "probe": read_probe(run),
+        "stays": read_stays(run),
+        "masks": read_masks(run),
+        "tasks": read_tasks(run),
         "fit": fit_plots(run),
         "config": dump_yaml(run.config),
     }
@@ -253,27 +262,3 @@ def _samples(run: Run, name: str) -> list[Any]:
         shown = sample["input"]
         shown["data"] = [png_of(run.path / Path(shown[k])) for k in ("png", "heat") if k in shown]
     return found
-
-
-def png_of(path: Path) -> str:
-    """A picture as the page carries it; '' where there is none."""
-    if not path.is_file():
-        return ""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def fit_plots(run: Run) -> list[Any]:
-    """Training loss, and what validation said after each epoch."""
-    events = run.events()
-    train = [(e["epoch"], e["loss"]) for e in events if e.get("event") == "train"]
-    known = ("event", "step", "epoch", "time")
-    valid = [
-        (e["epoch"], next(v for k, v in e.items() if k not in known))
-        for e in events
-        if e.get("event") == "validation"
-    ]
-    found = [
-        plots.lines([("loss", train)], x="epoch", y="training loss", unit=False, label="Training loss"),
-        plots.lines([("validation", valid)], x="epoch", y="validation", unit=False, label="Validation metric"),
-    ]  # fmt: skip
-    return [plot for plot in found if plot]
