@@ -52,6 +52,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         found.write_json("metrics.json", {"main": name, "test": {name: value}})
         cost = {"trainable_share": 1.0, "peak_memory_mb": 1.0, "seconds": 1.0}
         found.write_json("cost.json", cost)
+        (path / "checkpoints").mkdir()
         found.finish()
         return found
 
@@ -75,9 +76,26 @@ def test_an_arm_gets_the_run_of_the_same_seed(runs: list[dict[str, Any]], tmp_pa
     result = json.loads(target.read_text())
     assert [row["name"] for row in result["arms"]] == ["ours", "head", "plain"]
     assert result["verdict"] == "holds" and "| ours |" in evidence_page([result])
+    # Dozens of runs would fill a disk.
+    assert not [run["path"] for run in runs if (run["path"] / "checkpoints").exists()]
     # Finished runs are read, not repeated.
     run_experiment("x", folder, tmp_path, tmp_path / "out")
     assert len(runs) == 15
+
+
+@pytest.mark.parametrize(
+    ("margin", "verdict"), [(0.0, "does_not_hold"), (0.09, "does_not_hold"), (0.11, "holds")]
+)
+def test_a_claim_of_as_good_as_has_a_margin(
+    runs: list[dict[str, Any]], tmp_path: Path, margin: float, verdict: str
+) -> None:
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    expect = [{"a": "plain", "b": "ours", "margin": margin}]
+    (folder / "x.yaml").write_text(yaml.safe_dump({**EXPERIMENT, "expect": expect}))
+    result = json.loads(run_experiment("x", folder, tmp_path, tmp_path / "out").read_text())
+    assert result["verdict"] == verdict
+    assert (f"(margin {margin:g})" in result["because"]) == (margin > 0)
 
 
 def test_an_arm_cannot_go_on_from_what_comes_later() -> None:

@@ -63,6 +63,9 @@ class Expectation(Config):
 
     a: str
     b: str
+    margin: float = Field(
+        0.0, ge=0, description="By so much `a` may be worse: for a claim that is `as good as`."
+    )
 
 
 class Experiment(Config):
@@ -236,7 +239,7 @@ def _difference(
     gaps = [sign * (x - y) for x, y in zip(values(pair.a), values(pair.b), strict=True)]
     interval = mean_interval(gaps)
     row = {"a": pair.a, "b": pair.b, "metric": metric, "difference": interval["value"]}
-    row |= {"low": interval["low"], "high": interval["high"]}
+    row |= {"low": interval["low"], "high": interval["high"], "margin": pair.margin}
     return row | ({} if single else {"data": data})
 
 
@@ -250,11 +253,12 @@ def _verdict(
         value = row["metrics"][experiment.metric]["value"]
         if sign * value > sign * experiment.control_ceiling:
             return "undecided", f"The control '{row['name']}' reached {value:.3f}: a leak."
-    against = [row for row in comparisons if row["high"] < 0]
-    for_it = [row for row in comparisons if row["low"] > 0]
+    against = [row for row in comparisons if row["high"] < -row["margin"]]
+    for_it = [row for row in comparisons if row["low"] > -row["margin"]]
     words = "; ".join(
         f"{row['a']} - {row['b']}{' on ' + row['data'] if 'data' in row else ''}: "
         f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        f"{' (margin ' + format(row['margin'], 'g') + ')' if row['margin'] else ''}"
         for row in comparisons
     )
     if against:
