@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
 from galenic.core.errors import WeightsError
 from galenic.models.backbone import open_backbone
-from galenic.models.builtin import mobilenet_v2
+from galenic.models.builtin import mobilenet_v2, vit_tiny
 
 # A human-like heavy chain.
 HEAVY = (
@@ -89,3 +92,24 @@ def test_antiberty_recovers_masked_residues() -> None:
     right = sum(int(named[row, at + 1] == whole[at + 1]) for row, at in enumerate(places))
     assert len(whole) == len(HEAVY) + 2
     assert right >= 18
+
+
+def test_vit_tiny_is_small_and_whole() -> None:
+    file = Path(vit_tiny.__file__).parent / vit_tiny.FILE
+    assert file.stat().st_size <= 12 * 10**6
+    trained = open_backbone("builtin:vit-tiny").eval()
+    untrained = open_backbone("builtin:vit-tiny#random").eval()
+    stored = load_file(file)
+    state = trained.network.state_dict()
+    assert stored.keys() == state.keys()
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert all(torch.equal(state[name], tensor.float()) for name, tensor in stored.items())
+    assert trained.fingerprint != untrained.fingerprint
+
+
+def test_vit_tiny_reads_other_sides_and_channels() -> None:
+    large = open_backbone("builtin:vit-tiny", size=224).eval()
+    assert large.grid == (14, 14)
+    grey = open_backbone("builtin:vit-tiny", channels=1).eval()
+    with torch.no_grad():
+        assert grey(**grey.example(2)).pooled.shape == (2, 192)
