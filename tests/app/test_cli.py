@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from galenic import launch
 from galenic.app import diagnosis, keys, screen
-from galenic.app.cli import app
+from galenic.app.cli import app, main
 from galenic.core.errors import DataError, MissingExtraError
 from galenic.core.recipes import open_recipe, recipe_path
 from galenic.core.run import Run
@@ -85,7 +86,7 @@ def test_ls_json() -> None:
 def test_light_verbs_import_nothing_heavy(words: list[str]) -> None:
     script = f"""
 import sys
-from galenic.app.cli import app
+from galenic.app.cli import app, main
 try:
     app({words!r})
 except SystemExit:
@@ -486,3 +487,14 @@ def test_keys_of_a_config() -> None:
     assert (found["rate"].type, found["rate"].doc) == ("float or none", "How fast.")
     assert (found["spare"].value, found["spare.rank"].default) == ("none", "8")
     assert found["names"].type == "list of str or none"
+
+
+def test_the_command_answers_for_every_verb_and_for_none(monkeypatch, capsys) -> None:
+    whole = get_command(app)
+    for words in [[], *([verb] for verb in whole.commands)]:
+        monkeypatch.setattr(sys, "argv", ["galenic", *words, "--help"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        said = capsys.readouterr().out
+        assert f"galenic {words[0]}" in said if words else all(v in said for v in whole.commands)

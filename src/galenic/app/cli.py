@@ -5,26 +5,37 @@ Only typer and the standard library are imported at the top: `galenic ls` answer
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 
 from galenic.app.commands import events, forecasting, looking, merging, porting, recipes, running
 
-app = typer.Typer(
-    name="galenic",
-    help="Fit biomedical foundation models to patients: one manifest, one recipe, one run folder.",
-    epilog="Start here:\n\n  galenic ls\n\n  galenic run ssf --data sample:icd10\n\n"
-    "  galenic compare knn linear lora ssf --data cohort.csv --label diagnosis",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+PARTS = (recipes, running, merging, porting, events, forecasting, looking)
 
 
-@app.callback(invoke_without_command=True)
+def built(parts: Iterable[ModuleType]) -> typer.Typer:
+    """The application with the verbs of some modules of commands."""
+    made = typer.Typer(
+        name="galenic",
+        help="Fit biomedical foundation models to patients: one manifest, one recipe, one run folder.",
+        epilog="Start here:\n\n  galenic ls\n\n  galenic run ssf --data sample:icd10\n\n"
+        "  galenic compare knn linear lora ssf --data cohort.csv --label diagnosis",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback(invoke_without_command=True)(galenic)
+    for part in parts:
+        made.add_typer(part.app)
+    return made
+
+
 def galenic(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
@@ -36,10 +47,23 @@ def galenic(
         raise typer.Exit
 
 
-for part in (recipes, running, merging, porting, events, forecasting, looking):
-    app.add_typer(part.app)
-
-
 def main() -> None:
-    """Entry point of the `galenic` command."""
-    app()
+    """Entry point of the `galenic` command.
+
+    Typer reads the options of every verb that it knows: where the verb is one of ours, it is told
+    of no other module.
+    """
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    parts = [part for part in PARTS if asked in _verbs(part.app)]
+    (built(parts) if parts else app)()
+
+
+def _verbs(part: typer.Typer) -> set[Any]:
+    commands = {
+        command.name or (command.callback.__name__ if command.callback else None)
+        for command in part.registered_commands
+    }
+    return commands | {group.name for group in part.registered_groups}
+
+
+app = built(PARTS)
