@@ -157,9 +157,9 @@ class Inputs(Dataset[Example]):
         """A content key of each row's undrawn input, for the caches; no file is decoded."""
         if self.transform is None:
             return [fingerprint_arrays(self[row]) for row in rows]
-        return [
-            fingerprint_bytes(self.way(row).fingerprint, self.cohort.content(row)) for row in rows
-        ]
+        ways = [way.fingerprint for way in self.ways or [self.transform]]
+        codes = np.zeros(len(self), dtype=np.int64) if self.codes is None else self.codes
+        return [fingerprint_bytes(ways[codes[row]], self.cohort.content(row)) for row in rows]
 
 
 def _scaled(spec: InputSpec, scale: float) -> InputSpec:

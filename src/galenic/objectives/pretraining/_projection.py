@@ -48,3 +48,19 @@ def pair(pixels: Tensor) -> tuple[Tensor, Tensor]:
             expected="[B, 2, C, ...]",
         )
     return pixels[:, 0], pixels[:, 1]
+
+
+def require_several(count: int, fault: str) -> None:
+    """Refuse to train on a batch of one sample.
+
+    Args:
+        count: Samples of the batch.
+        fault: What one sample does not allow.
+
+    Raises:
+        DataError: If there is one.
+    """
+    if count < 2:
+        raise DataError(
+            fault, next_step="Choose a schedule.batch_size that does not leave one sample over."
+        )

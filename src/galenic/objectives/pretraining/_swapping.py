@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from galenic.core.errors import BackboneError, DataError
+from galenic.core.errors import BackboneError
 from galenic.core.prediction import evaluating
 from galenic.models.backbone import Backbone
 from galenic.objectives.pretraining._momentum import enqueue
-from galenic.objectives.pretraining._projection import drawn, mlp, pair
+from galenic.objectives.pretraining._projection import drawn, mlp, pair, require_several
 
 if TYPE_CHECKING:
     from galenic.objectives.pretraining.swav import Config, LocalConfig
@@ -78,11 +78,8 @@ class SwappedAssignments(nn.Module):
         Raises:
             DataError: If a batch of one sample is to be trained on.
         """
-        if self.training and len(draws) < 2:
-            raise DataError(
-                "One sample cannot be shared out among prototypes.",
-                next_step="Choose a schedule.batch_size that does not leave one sample over.",
-            )
+        if self.training:
+            require_several(len(draws), "One sample cannot be shared out among prototypes.")
         points = self._points(torch.stack(pair(inputs[self.key])), local)
         scores = self._scores(points)
         codes = self._codes(points[:2].detach(), scores[:2].detach())

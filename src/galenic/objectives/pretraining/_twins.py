@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from galenic.core.errors import DataError
 from galenic.models.backbone import Backbone
-from galenic.objectives.pretraining._projection import drawn, mlp, pair
+from galenic.objectives.pretraining._projection import drawn, mlp, pair, require_several
 
 if TYPE_CHECKING:
     from galenic.objectives.pretraining.barlow_twins import Config
@@ -45,11 +44,8 @@ class BarlowTwins(nn.Module):
         Raises:
             DataError: If a batch of one sample is to be trained on.
         """
-        if self.training and len(draws) < 2:
-            raise DataError(
-                "A batch of one sample has no correlations.",
-                next_step="Choose a schedule.batch_size that does not leave one sample over.",
-            )
+        if self.training:
+            require_several(len(draws), "A batch of one sample has no correlations.")
         first, second = (self._normed(view) for view in pair(inputs[self.key]))
         loss = redundancy(first.T @ second / len(first), self.off_diagonal)
         return {"loss": loss, "losses": loss.expand(len(first))}
