@@ -59,10 +59,13 @@ def read_table(path: Path) -> pd.DataFrame:
     except (ValueError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, pd.errors.EmptyDataError):
             raise DataError("The manifest is empty.", where=path.name) from None
+        # Not the parser's own words: they may hold what stands in a cell.
+        cells = "Look for a quotation mark that is not closed, or a row with too many cells."
         raise DataError(
             f"The manifest cannot be read: {type(error).__name__}.",
             where=path.name,
             expected="a table of its suffix, in UTF-8",
+            next_step=cells if isinstance(error, pd.errors.ParserError) else "",
         ) from None
     raise DataError(
         f"'{path.suffix}' is no kind of manifest.",
