@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+# Patients are numbered from here where no page may name them.
+SECRET = 987_000
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +22,20 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: set GALENIC_DATA (looked in {folder.name})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bright_squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 60 pictures of 60 patients, each with a bright square left or right."""
+    folder = tmp_path_factory.mktemp("bright_squares")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        pixels = rng.integers(0, 60, (32, 32), dtype=np.uint8)
+        start = 4 if number % 2 else 20
+        pixels[10:20, start : start + 8] += 180
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        who = {"patient_id": f"SECRET-{SECRET + number}", "label": f"side {number % 2}"}
+        rows.append({"image": f"{number}.png", **who})
+    pd.DataFrame(rows).to_csv(folder / "cohort.csv", index=False)
+    return folder / "cohort.csv"

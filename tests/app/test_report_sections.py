@@ -33,23 +33,6 @@ HISTORIES = [
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bright squares on the left or on the right."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(40):
-        pixels = rng.integers(0, 60, (32, 32), dtype=np.uint8)
-        start = 4 if number % 2 else 20
-        pixels[10:20, start : start + 8] += 180
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        who = {"patient_id": f"SECRET-{SECRET + number}", "label": f"side {number % 2}"}
-        rows.append({"image": f"{number}.png", **who})
-    pd.DataFrame(rows).to_csv(folder / "cohort.csv", index=False)
-    return folder / "cohort.csv"
-
-
-@pytest.fixture(scope="module")
 def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty patients in hospital, one in three of whom dies there, as a folder of MEDS."""
     folder = tmp_path_factory.mktemp("events")
@@ -83,12 +66,14 @@ def page_of(run: Run) -> str:
     return text
 
 
-def test_noise_masks_and_both_phases_are_drawn(pictures: Path, tmp_path: Path) -> None:
+def test_noise_masks_and_both_phases_are_drawn(bright_squares: Path, tmp_path: Path) -> None:
     asked = [
         "noise.policy_backbone=builtin:resnet10?width=2", "noise.grid=4", "noise.kernel=5",
         "schedule.epochs=2", "finetune.epochs=2",
     ]  # fmt: skip
-    run = launch.run("noise-mask", pictures, out=tmp_path, overrides=PICTURE + asked, cache=False)
+    run = launch.run(
+        "noise-mask", bright_squares, out=tmp_path, overrides=PICTURE + asked, cache=False
+    )
     text = page_of(run)
     masks = (run.path / "heated" / "masks.png").read_bytes()
     assert base64.b64encode(masks).decode() in text
@@ -100,11 +85,11 @@ def test_noise_masks_and_both_phases_are_drawn(pictures: Path, tmp_path: Path) -
 
 
 def test_every_probe_is_drawn_and_the_chosen_one_marked_once(
-    pictures: Path, tmp_path: Path
+    bright_squares: Path, tmp_path: Path
 ) -> None:
     asked = ["probe.blocks=[1,3]", "probe.lrs=[1e-3,1e-2]", "schedule.epochs=2"]
     run = launch.run(
-        "dinov2-radiology", pictures, out=tmp_path, overrides=PICTURE + asked, cache=False
+        "dinov2-radiology", bright_squares, out=tmp_path, overrides=PICTURE + asked, cache=False
     )
     text = page_of(run)
     assert text.count('<span class="tag">chosen</span>') == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+
+import pytest
 
 from galenic.app.evidence.page import evidence_page, recipe_table, summary_table, with_tables
 
@@ -22,6 +25,15 @@ def test_the_tables_of_the_readme_are_current() -> None:
     assert (
         with_tables(text, {"recipes": recipe_table(), "evidence": summary_table(RESULTS)}) == text
     )
+
+
+def test_the_figures_of_speed_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    benchmarks = importlib.import_module("benchmarks.__main__")
+    results = benchmarks.read()
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == benchmarks.page(results)
+    text = (ROOT / "README.md").read_text()
+    assert with_tables(text, {"speed": benchmarks.speed_table(results)}) == text
 
 
 def test_a_table_replaces_only_what_stands_between_its_marks() -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from galenic import launch
@@ -25,28 +24,12 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bright squares on the left or on the right."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(60):
-        pixels = rng.integers(0, 60, (32, 32), dtype=np.uint8)
-        start = 4 if number % 2 else 20
-        pixels[10:20, start : start + 8] += 180
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        rows.append({"image": f"{number}.png", "label": f"side {number % 2}", "patient_id": number})
-    pd.DataFrame(rows).to_csv(folder / "cohort.csv", index=False)
-    return folder / "cohort.csv"
-
-
 def start(data: Path, out: Path, *overrides: str) -> Run:
     return launch.run("noise-mask", data, out=out, overrides=[*TINY, *overrides], cache=False)
 
 
-def test_policy_is_dropped_and_what_it_was_is_kept(pictures: Path, tmp_path: Path) -> None:
-    run = start(pictures, tmp_path)
+def test_policy_is_dropped_and_what_it_was_is_kept(bright_squares: Path, tmp_path: Path) -> None:
+    run = start(bright_squares, tmp_path)
     kept = load_file(run.path / "heated" / "policy.safetensors")
     assert kept["base"].shape == (2, 16)
     assert (run.path / "heated" / "masks.png").is_file()
@@ -60,9 +43,9 @@ def test_policy_is_dropped_and_what_it_was_is_kept(pictures: Path, tmp_path: Pat
     np.testing.assert_allclose(1 / (1 + np.exp(-again)), scores, rtol=1e-5)
 
 
-def test_policy_learns_at_its_own_rate(pictures: Path, tmp_path: Path) -> None:
+def test_policy_learns_at_its_own_rate(bright_squares: Path, tmp_path: Path) -> None:
     def moved(name: str, *overrides: str) -> torch.Tensor:
-        run = start(pictures, tmp_path / name, "finetune=null", *overrides)
+        run = start(bright_squares, tmp_path / name, "finetune=null", *overrides)
         state = load_file(run.path / "heated" / "policy.safetensors")
         return state["heads.0.6.weight"]
 
@@ -72,15 +55,19 @@ def test_policy_learns_at_its_own_rate(pictures: Path, tmp_path: Path) -> None:
     assert (learned - still).abs().max().item() == pytest.approx(2e-4, rel=0.05)
 
 
-def test_without_fine_tuning_the_heated_weights_are_final(pictures: Path, tmp_path: Path) -> None:
-    run = start(pictures, tmp_path, "finetune=null")
+def test_without_fine_tuning_the_heated_weights_are_final(
+    bright_squares: Path, tmp_path: Path
+) -> None:
+    run = start(bright_squares, tmp_path, "finetune=null")
     heated = load_file(run.path / "heated" / "adapter" / "tensors.safetensors")
     final = load_file(run.path / "adapter" / "tensors.safetensors")
     assert all(torch.equal(heated[name], final[name]) for name in final)
 
 
-def test_resumed_run_ends_as_one_that_was_not_cut(pictures: Path, tmp_path: Path, monkeypatch):
-    whole = start(pictures, tmp_path / "a")
+def test_resumed_run_ends_as_one_that_was_not_cut(
+    bright_squares: Path, tmp_path: Path, monkeypatch
+):
+    whole = start(bright_squares, tmp_path / "a")
     tell = noise_mask.NoiseMaskJob._finetune
 
     def cut(*_: object) -> None:
@@ -88,7 +75,7 @@ def test_resumed_run_ends_as_one_that_was_not_cut(pictures: Path, tmp_path: Path
 
     monkeypatch.setattr(noise_mask.NoiseMaskJob, "_finetune", cut)
     with pytest.raises(KeyboardInterrupt):
-        start(pictures, tmp_path / "b")
+        start(bright_squares, tmp_path / "b")
     monkeypatch.setattr(noise_mask.NoiseMaskJob, "_finetune", tell)
     left = next((tmp_path / "b").glob("noise-mask*"))
     launch.run("noise-mask", resume=left)
@@ -98,19 +85,19 @@ def test_resumed_run_ends_as_one_that_was_not_cut(pictures: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("policy", ["uniform", "none"])
-def test_controls_run(policy: str, pictures: Path, tmp_path: Path) -> None:
-    run = start(pictures, tmp_path, f"noise.policy={policy}", "schedule.epochs=8")
+def test_controls_run(policy: str, bright_squares: Path, tmp_path: Path) -> None:
+    run = start(bright_squares, tmp_path, f"noise.policy={policy}", "schedule.epochs=8")
     assert run.state == "finished"
     assert (run.path / "heated" / "masks.png").is_file() == (policy == "uniform")
     assert run.metrics["auroc"].value > 0.8
 
 
-def test_what_cannot_be_heated_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_heated_is_refused(bright_squares: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tuner\\.method=none"):
-        start(pictures, tmp_path, "tuner.method=none")
+        start(bright_squares, tmp_path, "tuner.method=none")
     with pytest.raises(ConfigError, match="under 64"):
-        start(pictures, tmp_path, "noise.kernel=65")
+        start(bright_squares, tmp_path, "noise.kernel=65")
     with pytest.raises(ConfigError, match="no middle"):
-        start(pictures, tmp_path, "noise.kernel=4")
+        start(bright_squares, tmp_path, "noise.kernel=4")
     with pytest.raises(BackboneError, match="a noise mask lies on a picture"):
         launch.run("noise-mask", "sample:icd10", out=tmp_path, quick=True)

@@ -132,6 +132,9 @@ def refuse_pickle(folder: Path) -> None:
 def _text(name: str, network: Any, config: Any) -> Opened:
     from transformers import AutoTokenizer
 
+    from galenic.models.attention import even
+
+    even(network)
     tokenizer = AutoTokenizer.from_pretrained(name)
     positions = getattr(config, "max_position_embeddings", None) or 10**6
     window = min(tokenizer.model_max_length, positions)

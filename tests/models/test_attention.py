@@ -1,0 +1,58 @@
+"""A text gets the same numbers, to the last bit, whatever stands beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from galenic.models.backbone import Backbone, open_backbone
+
+LONGEST = 70
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Backbone:
+    return open_backbone("builtin:minilm").eval()
+
+
+def batch(lengths: list[int], width: int) -> dict[str, Tensor]:
+    """Texts of the given lengths, padded to `width`; a text depends on its length alone."""
+    ids = torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        draw = torch.Generator().manual_seed(length)
+        ids[row, :length] = torch.randint(1000, 30_000, (length,), generator=draw)
+    return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(4, LONGEST - 30), min_size=1, max_size=6),
+    wider=st.integers(0, 30),
+)
+def test_a_text_alone_and_among_others_is_the_same(
+    minilm: Backbone, lengths: list[int], wider: int
+) -> None:
+    """Tokens and pooled features, bit for bit, for any company and any padding."""
+    together = batch(lengths, max(lengths) + wider)
+    with torch.inference_mode():
+        said = minilm(**together)
+        for row, length in enumerate(lengths):
+            alone = minilm(**batch([length], length))
+            assert torch.equal(alone.tokens[0], said.tokens[row, :length])
+            assert torch.equal(alone.pooled[0], said.pooled[row])
+
+
+def test_the_numbers_are_those_of_the_kernel(minilm: Backbone) -> None:
+    """What changes is rounding: eager attention says the same to 1e-5."""
+    inputs = batch([5, 23, 40], 41)
+    config = minilm.network.config
+    name = config._attn_implementation
+    with torch.inference_mode():
+        ours = minilm(**inputs).pooled
+        config._attn_implementation = "eager"
+        eager = minilm(**inputs).pooled
+    config._attn_implementation = name
+    torch.testing.assert_close(ours, eager, rtol=0, atol=1e-5)
