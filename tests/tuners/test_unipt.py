@@ -603,7 +603,8 @@ def test_cached_tokens_give_the_same_features_under_padding(form: str) -> None:
         with Replay(backbone, block)(packed):
             cached = backbone(attention_mask=WORDS["attention_mask"]).pooled
         after = backbone(**WORDS).pooled
-    torch.testing.assert_close(cached, live, atol=1e-5, rtol=1e-5)
+    # Training would make more of a difference in rounding.
+    assert torch.equal(cached, live)
     assert torch.equal(after, live)
 
 

@@ -85,14 +85,16 @@ class SideNetwork(nn.Module):
         return torch.cat([state.flatten(1) for state in hidden.states], dim=1)
 
     def unpack(self, packed: Tensor, mask: Tensor | None) -> Hidden:
-        """What `pack` was given; the states are views of one array."""
+        """What `pack` was given, laid out in memory as there: a view of one array rounds otherwise."""
         shapes = [self.layout.shapes[layer] for layer in self.layers]
         if not self.layout.maps:
             sizes = [shape[-1] for shape in shapes] + ([self.layout.width] if self.final else [])
-            parts = list(packed.split(sizes, dim=-1))
+            parts = [part.contiguous() for part in packed.split(sizes, dim=-1)]
             return Hidden(parts[: len(shapes)], parts[-1] if self.final else None, mask)
         flat = packed.split([int(torch.Size(shape).numel()) for shape in shapes], dim=1)
-        states = [part.unflatten(1, shape) for part, shape in zip(flat, shapes, strict=True)]
+        states = [
+            part.unflatten(1, shape).contiguous() for part, shape in zip(flat, shapes, strict=True)
+        ]
         return Hidden(states, None)
 
     @staticmethod
