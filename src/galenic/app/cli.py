@@ -5,6 +5,7 @@ Only typer and the standard library are imported at the top: `galenic ls` answer
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from types import ModuleType
@@ -53,6 +54,8 @@ def main() -> None:
     Typer reads the options of every verb that it knows: where the verb is one of ours, it is told
     of no other module.
     """
+    # pydantic would search all installed packages for plugins of its own, which ours has no use for.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     parts = [part for part in PARTS if asked in _verbs(part.app)]
     (built(parts) if parts else app)()
