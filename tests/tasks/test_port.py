@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from galenic import launch
-from galenic.core.errors import ConfigError
+from galenic.core.errors import ConfigError, GalenicError
 from galenic.core.run import Run
 from galenic.merging.patches import Patch
 from galenic.models.backbone import open_backbone
-from galenic.models.delta import state_of
+from galenic.models.delta import Delta, Dense, Sparse, state_of
 from galenic.tasks import port
 from galenic.tasks._port_arms import gain_of, random_like
 
@@ -231,3 +232,69 @@ def test_a_random_patch_has_the_rank_and_the_norms_of_the_real_one(five: Run) ->
 def test_what_cannot_be_asked_is_said(place: Path, overrides: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         start(place, *overrides)
+
+
+SPARSE = "{method: composable_sft, proportion: 0.05, freeze: [norm, embeddings]}"
+
+
+def moved(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Entries that differ, by name of the tensors in which any does."""
+    found = {name: int((tensor != before[name]).sum()) for name, tensor in after.items()}
+    return {name: count for name, count in found.items() if count and not made_anew(name)}
+
+
+def made_anew(name: str) -> bool:
+    """The small encoder is stored without its pooler, which nothing reads."""
+    return name.startswith("pooler")
+
+
+def test_two_sparse_skills_add_up(place: Path, tmp_path: Path) -> None:
+    """The new base moves in k entries, and the ported network is the base and both differences."""
+    run = start(
+        place, "also=[]", "probe=0", f"tuner={SPARSE}", f"evolve.tuner={SPARSE}",
+        f"cache={tmp_path}", "evolve.schedule.max_steps=null", "evolve.schedule.epochs=1",
+    )  # fmt: skip
+    base = dict(open_backbone(str(place / "small")).network.named_parameters())
+    (path,) = tmp_path.glob("evolved-*.safetensors")
+    read = load_file(path)
+    first = moved({name: read[name] for name in base}, base)
+    patch = Patch.open(run.path / "arms" / "old_patched" / "adapter")
+    second = {n: len(e.index) for n, e in patch.delta.entries.items() if isinstance(e, Sparse)}
+    maskable = {n for n in base if "LayerNorm" not in n and not n.startswith("embeddings")}
+    share = round(0.05 * sum(base[n].numel() for n in maskable))
+    assert 0 < sum(first.values()) <= share and 0 < sum(second.values()) <= share
+    assert set(first) | set(second) <= maskable
+    job, _ = port.load(run)
+    ported = state_of(job.backbone.network)
+    for name, entry in patch.delta.entries.items():
+        expected = read[name] + entry.dense().float()
+        torch.testing.assert_close(ported[name], expected, atol=1e-6, rtol=0)
+    assert set(moved({name: ported[name] for name in base}, read)) == set(second)
+
+
+def test_a_patch_of_all_weights_is_their_difference(place: Path, tmp_path: Path) -> None:
+    run = start(place, "also=[]", "probe=0", "tuner={method: full}", f"cache={tmp_path}")
+    base = dict(open_backbone(str(place / "small")).network.named_parameters())
+    tuned = load_file(run.path / "arms" / "old_patched" / "adapter" / "tensors.safetensors")
+    (path,) = tmp_path.glob("evolved-*.safetensors")
+    read, ported = load_file(path), state_of(port.load(run)[0].backbone.network)
+    for name in [name for name in tuned if not made_anew(name)]:
+        expected = read[name] + tuned[name] - base[name]
+        torch.testing.assert_close(ported[name], expected, atol=1e-6, rtol=0)
+
+
+def test_a_random_patch_keeps_places_and_norms_of_any_form(place: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 4, generator=draw)
+    sparse = Sparse(torch.tensor([1, 5, 7]), values[0, :3], (3, 4))
+    patch = Patch(Delta({"a": Dense(values), "b": sparse}))
+    drawn = random_like(patch, 1).delta.entries
+    for name, entry in patch.delta.entries.items():
+        assert not torch.allclose(drawn[name].dense(), entry.dense())
+        torch.testing.assert_close(drawn[name].dense().norm(), entry.dense().norm())
+    assert torch.equal(drawn["b"].dense() != 0, sparse.dense() != 0)
+
+
+def test_a_tuner_that_adds_nothing_is_refused(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(GalenicError, match="SSF"):
+        start(place, "also=[]", "evolve.tuner={method: ssf}", f"cache={tmp_path}")

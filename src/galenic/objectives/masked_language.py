@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,10 +16,18 @@ class MaskedLanguage(nn.Module):
         network: Encoder; its output has `last_hidden_state` [B, L, D].
         transform: Head up to the vocabulary.
         decoder: To the vocabulary; tied to the embeddings of `network` where it shares them.
+        penalty: Scalar added to the loss in training, such as a tuner's own term.
     """
 
-    def __init__(self, network: nn.Module, transform: nn.Module, decoder: nn.Linear) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        transform: nn.Module,
+        decoder: nn.Linear,
+        penalty: Callable[[], Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        self.penalty = penalty
         self.network = network
         self.transform = transform
         self.decoder = decoder
@@ -37,4 +46,7 @@ class MaskedLanguage(nn.Module):
         hidden = labels != -100
         logits = self.decoder(self.transform(outputs.last_hidden_state[hidden])).float()
         total = functional.cross_entropy(logits, labels[hidden], reduction="sum")
-        return {"loss": total / hidden.sum().clamp_min(1)}
+        loss = total / hidden.sum().clamp_min(1)
+        if self.training and self.penalty is not None:
+            loss = loss + self.penalty()
+        return {"loss": loss}

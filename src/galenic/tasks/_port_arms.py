@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from galenic import tuners
 from galenic.core.errors import ConfigError
 from galenic.core.files import atomic_write
 from galenic.core.fingerprint import fingerprint_bytes
@@ -24,7 +26,7 @@ from galenic.evaluation.metrics import greater_is_better
 from galenic.language.masked import open_head
 from galenic.merging.patches import Patch, Probe, judged, recovery
 from galenic.models.backbone import Backbone, Opened, open_backbone
-from galenic.models.delta import Delta, Entry, LowRank
+from galenic.models.delta import Delta, Dense, Entry, LowRank, Sparse
 from galenic.pipeline.config import DEFAULT_BACKBONES, Columns, InputConfig
 from galenic.pipeline.inputs import Array, Inputs
 from galenic.pipeline.opening import open_inputs
@@ -223,8 +225,17 @@ class Arms:
             opened.network.load_state_dict(load_file(self._evolved))
             return
         tell(f"The base goes on reading: {len(texts)} texts.")
-        head = open_head(opened)
-        train_words(opened, head, texts, evolve, run=self.run, folder="evolve", seed=seed)
+        words = partial(train_words, texts=texts, config=evolve, run=self.run, folder="evolve")
+        if evolve.tuner is None:
+            words(opened, open_head(opened), seed=seed)
+        else:
+            tuner = tuners.parse_tuner(evolve.tuner)
+            reading = copy.deepcopy(opened)
+            words(reading, open_head(reading), seed=seed, tuner=tuner)
+            with TemporaryDirectory() as place:
+                tuners.save(reading, tuner, Path(place) / "adapter")
+                patch = learnt(Path(place) / "adapter", reading, lambda: opened.network)
+            patch.apply(opened.network)
         state = {n: t.detach().cpu().clone() for n, t in opened.network.state_dict().items()}
         atomic_write(self._evolved, save(state))
 
@@ -242,7 +253,29 @@ def _patch_of(donor: classify.Job) -> Patch:
     if not folder.exists():
         # The run's own arm is scored before it is saved.
         donor.save()
-    return Patch.from_peft(folder)
+
+    def base() -> nn.Module:
+        # One with random weights is drawn again, as it was for the arms.
+        seed_everything(donor.config.seed)
+        return open_backbone(donor.backbone.spec).network
+
+    return learnt(folder, donor.backbone, base)
+
+
+def learnt(folder: Path, tuned: Backbone, base: Callable[[], nn.Module]) -> Patch:
+    """What a training added to a network.
+
+    Args:
+        folder: What `tuners.save` wrote of it.
+        tuned: The trained network.
+        base: Opens it as it was before; asked where the folder holds no difference.
+
+    Raises:
+        WeightsError: If it is no additive difference, with the reason.
+    """
+    if (folder / "tensors.safetensors").is_file():
+        return Patch.from_checkpoints(base(), tuned.network)
+    return Patch.open(folder)
 
 
 def gain_of(scores: Mapping[str, Any], metric: str) -> float | None:
@@ -263,12 +296,18 @@ def gain_of(scores: Mapping[str, Any], metric: str) -> float | None:
 
 
 def random_like(patch: Patch, seed: int) -> Patch:
-    """A patch of random factors with the rank and the norm of every difference of `patch`."""
+    """A patch of random values with the rank, the places and the norm of each difference."""
     draw = torch.Generator().manual_seed(seed)
 
+    def like(values: Tensor) -> Tensor:
+        drawn = torch.randn(values.shape, generator=draw)
+        return (drawn * (values.float().norm() / drawn.norm())).to(values.dtype)
+
     def noise(entry: Entry) -> Entry:
-        if not isinstance(entry, LowRank):
-            return entry
+        if isinstance(entry, Dense):
+            return Dense(like(entry.values))
+        if isinstance(entry, Sparse):
+            return replace(entry, values=like(entry.values))
         b, a = (torch.randn(part.shape, generator=draw) for part in (entry.b, entry.a))
         drawn = LowRank(b, a, 1.0, entry.shape)
         scale = (entry.dense().norm() / drawn.dense().norm()).item()

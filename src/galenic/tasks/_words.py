@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from galenic import tuners
 from galenic.core.config import Config as BaseConfig
 from galenic.core.errors import DataError
 from galenic.core.run import Run
@@ -54,6 +55,7 @@ def train_words(
     run: Run,
     folder: str,
     seed: int,
+    tuner: BaseConfig | None = None,
 ) -> MaskedLanguage:
     """Train a network and its head on masked words of `texts`, in place.
 
@@ -65,25 +67,36 @@ def train_words(
         run: Gets the log and the checkpoints.
         folder: Of the checkpoints.
         seed: Of everything that is drawn.
+        tuner: What of the network trains; None for all of it.
     """
-    objective = MaskedLanguage(opened.network, head.transform, head.decoder)
     words: Any = opened.network.get_input_embeddings()  # type: ignore[operator]
     if torch.equal(words.weight, head.decoder.weight):
-        head.decoder.weight = words.weight
+        if tuner is None:
+            head.decoder.weight = words.weight
+        else:
+            # Tied, it would move entries of the embeddings that are not the tuner's.
+            head.decoder.weight.requires_grad_(False)
+    asked = tuners.Hooks()
+    if tuner is not None:
+        tuners.attach(opened, tuner)
+        asked = tuners.hooks(opened, tuner)
+    objective = MaskedLanguage(opened.network, head.transform, head.decoder, asked.penalty)
     found = opened.tokenizer(
         list(texts), truncation=True, max_length=opened.inputs.max_length, verbose=False
     )
-    result = fit(
-        objective,
-        found["input_ids"],
-        schedule=config.schedule,
-        collate=_hide(opened.tokenizer, config.share),
-        folder=run.path / "checkpoints" / folder,
-        seed=seed,
-        log=run.log,
-        resume=run.resumed,
-    )
-    run.log({"event": "adapted", "steps": result.steps, "seconds": result.seconds})
+    for stage in asked.begun(nn.ModuleList([head.transform, head.decoder])):
+        result = fit(
+            objective,
+            found["input_ids"],
+            schedule=config.schedule.model_copy(update=dict(stage.schedule)),
+            collate=_hide(opened.tokenizer, config.share),
+            folder=run.path / "checkpoints" / f"{folder}-{stage.name}",
+            seed=seed,
+            after_step=asked.after_step,
+            log=run.log,
+            resume=run.resumed,
+        )
+        run.log({"event": "adapted", "steps": result.steps, "seconds": result.seconds})
     head.decoder.weight = nn.Parameter(head.decoder.weight.detach().clone())
     return objective.eval()
 

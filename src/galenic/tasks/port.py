@@ -29,6 +29,11 @@ class EvolveConfig(WordsConfig):
         None, description="Manifest of the text, or sample:NAME; None: the training part's own."
     )
     column: str | None = Field(None, description="Its column; None for a guess.")
+    tuner: dict[str, Any] | None = Field(
+        None,
+        description="What of the base its reading trains; None for all. With composable_sft here and "
+        "as the tuner, the ported arm is a sum of two sparse skills.",
+    )
     schedule: Schedule = Schedule(epochs=1, lr=5e-5, weight_decay=0.01, batch_size=32)
 
 
@@ -43,7 +48,9 @@ class Config(classify.Config):
     """Everything that `port` can be told."""
 
     tuner: dict[str, Any] = Field(
-        {"method": "lora"}, description="What makes the patch; a plain LoRA."
+        {"method": "lora"},
+        description="What makes the patch: a plain LoRA, composable_sft, or full for the difference "
+        "of all weights.",
     )
     evolve: EvolveConfig = EvolveConfig()
     predict: Arm = Field(

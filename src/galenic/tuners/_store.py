@@ -15,13 +15,12 @@ from galenic.core.config import Config
 from galenic.core.errors import WeightsError
 from galenic.core.files import atomic_folder
 from galenic.core.registry import load as load_module
+from galenic.models.delta import FILE
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
 
 _ADAPTER, _PLAIN, _CARD = "adapter_model.safetensors", "tensors.safetensors", "tuner.json"
-# Of a tuner with a `write` and a `read` of its own.
-_DELTA = "delta.safetensors"
 
 
 def save(backbone: Backbone, config: Config, folder: Path) -> None:
@@ -37,7 +36,7 @@ def save(backbone: Backbone, config: Config, folder: Path) -> None:
     own = load_module("galenic.tuners", metadata["method"])
     with atomic_folder(Path(folder)) as place:
         if hasattr(own, "write"):
-            count = own.write(backbone, place / _DELTA, metadata)
+            count = own.write(backbone, place / FILE, metadata)
             card = {**metadata, "config": values, "tensors": count}
             (place / _CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
             return
@@ -55,18 +54,18 @@ def load(backbone: Backbone, config: Config, folder: Path) -> None:
     from galenic.tuners import attach
 
     folder = Path(folder)
-    held = [name for name in (_ADAPTER, _PLAIN, _DELTA) if (folder / name).is_file()]
+    held = [name for name in (_ADAPTER, _PLAIN, FILE) if (folder / name).is_file()]
     if not held:
         raise WeightsError(
             f"'{folder.name}' holds no tensors of a tuner.",
-            expected=f"{_ADAPTER}, {_PLAIN} or {_DELTA}",
+            expected=f"{_ADAPTER}, {_PLAIN} or {FILE}",
         )
     path = folder / held[0]
     tensors, metadata = _read(path)
     _check_origin(path, metadata, backbone, config)
     if not isinstance(backbone.network, PeftModel):
         attach(backbone, config)
-    if path.name == _DELTA:
+    if path.name == FILE:
         load_module("galenic.tuners", metadata.get("method", "")).read(backbone, path)
         return
     put(backbone.network, tensors, path)

@@ -34,7 +34,7 @@ from galenic.merging.patches.portability import Portability
 from galenic.merging.patches.porting import write_ported
 from galenic.merging.patches.spectrum import folded, largest
 from galenic.merging.sources import State, size_of
-from galenic.models.delta import Delta, Entry, LowRank, is_under, ledger, state_of
+from galenic.models.delta import FILE, Delta, Entry, LowRank, is_under, ledger, state_of
 from galenic.models.delta.entries import difference
 
 # In a file: what is known of the base.
@@ -138,14 +138,19 @@ class Patch:
 
     @classmethod
     def open(cls, path: str | Path, base: Base | None = None) -> Patch:
-        """What :meth:`save` wrote, or the folder of an adapter, as :meth:`from_peft`.
+        """What :meth:`save` wrote, or a tuner as a difference, or the folder of an adapter.
+
+        The last as :meth:`from_peft`.
 
         Raises:
-            WeightsError: If it is neither.
+            WeightsError: If it is none of them.
         """
-        if Path(path).is_dir():
-            return cls.from_peft(path, base)
-        delta = Delta.load(Path(path))
+        path = Path(path)
+        if path.is_dir():
+            if not (path / FILE).is_file():
+                return cls.from_peft(path, base)
+            path = path / FILE
+        delta = Delta.load(path)
         note = dict(delta.note)
         facts = json.loads(note.pop(_KEY, "{}"))
         return cls(

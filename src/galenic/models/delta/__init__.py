@@ -36,9 +36,21 @@ from galenic.models.delta.entries import (
     total,
 )
 
-__all__ = ["Delta", "Dense", "Entry", "LowRank", "Overlap", "Sparse", "is_under", "state_of"]
+__all__ = [
+    "FILE",
+    "Delta",
+    "Dense",
+    "Entry",
+    "LowRank",
+    "Overlap",
+    "Sparse",
+    "is_under",
+    "state_of",
+]
 
 State = Mapping[str, Tensor]
+# In the folder of a tuner whose result is a delta.
+FILE = "delta.safetensors"
 
 
 @dataclass(frozen=True)
