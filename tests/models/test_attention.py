@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoConfig, AutoModel
 
+from galenic.models.attention import even
 from galenic.models.backbone import Backbone, open_backbone
 
 LONGEST = 70
@@ -56,3 +58,35 @@ def test_the_numbers_are_those_of_the_kernel(minilm: Backbone) -> None:
         eager = minilm(**inputs).pooled
     config._attn_implementation = name
     torch.testing.assert_close(ours, eager, rtol=0, atol=1e-5)
+
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 200}
+FAMILIES: dict[str, dict[str, int]] = {
+    "bert": {**SMALL, "intermediate_size": 128},
+    "modernbert": {**SMALL, "intermediate_size": 128, "local_attention": 8, "pad_token_id": 0},
+    "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128, "vocab_size": 200},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 200},
+    "llama": {**SMALL, "intermediate_size": 128, "num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_mask_of_a_family_is_kept(family: str) -> None:
+    """Both ways, causal, in windows, with shared heads: what was seen before is seen now."""
+    torch.manual_seed(0)
+    network = AutoModel.from_config(AutoConfig.for_model(family, **FAMILIES[family])).eval()
+    lengths = [13, 21, 33]
+
+    def said(width: int) -> list[Tensor]:
+        inputs = batch(lengths, width)
+        inputs["input_ids"] %= 200
+        with torch.inference_mode():
+            found = network(**inputs).last_hidden_state
+        return [row[:length] for row, length in zip(found, lengths, strict=True)]
+
+    before = said(33)
+    even(network)
+    after, wider = said(33), said(40)
+    for old, new, other in zip(before, after, wider, strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=2e-6)
+        assert torch.equal(new, other)
