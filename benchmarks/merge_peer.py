@@ -98,7 +98,7 @@ def recipe(method: str, folder: Path) -> Path:
     """A file that both read."""
     names = ["base", "x", "y", "z"] if method == "linear" else ["x", "y", "z"]
     each: dict[str, float] = {"weight": 1.0}
-    values: dict[str, Any] = {"merge_method": method, "dtype": "bfloat16"}
+    values: dict[str, Any] = {"merge_method": method, "dtype": "float32", "out_dtype": "bfloat16"}
     if method in ("ties", "dare_ties", "breadcrumbs"):
         each["density"] = 0.2
     if method == "breadcrumbs":

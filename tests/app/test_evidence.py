@@ -49,7 +49,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         better = 0.1 * any(text.startswith("backbone=") for text in overrides)
         name = "loss" if recipe == "pre" else "auroc"
         value = {"value": 0.5 + better + 0.001 * more["seed"]}
-        found.write_json("metrics.json", {"main": name, "test": {name: value}})
+        test = {name: value, "specificity": {"value": None if more["seed"] == 1 else 0.5}}
+        found.write_json("metrics.json", {"main": name, "test": test})
         cost = {"trainable_share": 1.0, "peak_memory_mb": 1.0, "seconds": 1.0}
         found.write_json("cost.json", cost)
         (path / "checkpoints").mkdir()
@@ -76,6 +77,8 @@ def test_an_arm_gets_the_run_of_the_same_seed(runs: list[dict[str, Any]], tmp_pa
     result = json.loads(target.read_text())
     assert [row["name"] for row in result["arms"]] == ["ours", "head", "plain"]
     assert result["verdict"] == "holds" and "| ours |" in evidence_page([result])
+    # A metric that one seed could not tell has no mean.
+    assert [set(row["metrics"]) for row in result["arms"]] == [{"auroc"}] * 3
     # Dozens of runs would fill a disk.
     assert not [run["path"] for run in runs if (run["path"] / "checkpoints").exists()]
     # Finished runs are read, not repeated.

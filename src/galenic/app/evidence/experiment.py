@@ -209,11 +209,12 @@ def _code() -> str:
 
 
 def _arm_row(arm: Arm, runs: Sequence[Any], data: str) -> dict[str, Any]:
-    names = runs[0][0]["test"]
-    metrics = {
-        name: mean_interval([metrics["test"][name]["value"] for metrics, _, _ in runs])
-        for name in names
+    found = {
+        name: [metrics["test"][name]["value"] for metrics, _, _ in runs]
+        for name in runs[0][0]["test"]
     }
+    # What a test part cannot tell, such as how many of no healthy patients were found, is null.
+    metrics = {name: mean_interval(v) for name, v in found.items() if None not in v}
     costs = [cost for _, cost, _ in runs]
     row: dict[str, Any] = {"name": arm.name, "role": arm.role, "metrics": metrics}
     row |= {
