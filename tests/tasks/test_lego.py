@@ -183,6 +183,18 @@ def test_a_block_trained_elsewhere_is_used_as_it_is(tmp_path: Path) -> None:
         start(cohort("xor", 200), tmp_path / "d", *GROUPS, f"trained.left={here.path}")
 
 
+def test_all_blocks_of_one_run_are_merged_in_another_way(tmp_path: Path) -> None:
+    table, short = cohort("four", 200), ["schedule.epochs=2"]
+    first = start(table, tmp_path / "a", *GROUPS, *short)
+    again = start(table, tmp_path / "b", *GROUPS, *short, f"trained={first.path}")
+    by_sum = ["merge.latents=sum", f"trained={first.path}"]
+    summed = start(table, tmp_path / "c", *GROUPS, *short, *by_sum)
+    anew = start(table, tmp_path / "d", *GROUPS, *short, "merge.latents=sum")
+    assert again.read_json("cost.json")["steps"] == 0
+    assert values(again) == values(first)
+    assert values(summed) == values(anew)
+
+
 @pytest.mark.parametrize("chosen", ["left", "late", "concat"])
 def test_each_arm_can_be_the_prediction(chosen: str, tmp_path: Path) -> None:
     run = start(cohort("four", 120), tmp_path, *GROUPS, "schedule.max_steps=4", f"predict={chosen}")

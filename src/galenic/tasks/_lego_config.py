@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -63,8 +64,10 @@ class Config(classify.Config):
     block: BlockConfig = BlockConfig()
     merge: MergeConfig = MergeConfig()
     fuse: FuseConfig = FuseConfig()
-    trained: dict[str, str] = Field(
-        {}, description="By input, the run that trained its block: used as it is."
+    trained: str | dict[str, str] = Field(
+        {},
+        description="The run that trained the blocks, or by input the run that trained its own: used "
+        "as they are.",
     )
     predict: str = Field(
         "auto",
@@ -78,6 +81,11 @@ class Config(classify.Config):
         if value.kind != "linear":
             raise ValueError("a LegoBlock has a head of its own")
         return value
+
+    def trained_by(self, name: str) -> Path | None:
+        """The run that trained the block of an input; None: this one does."""
+        found = self.trained if isinstance(self.trained, str) else self.trained.get(name)
+        return None if found is None else Path(found)
 
     @model_validator(mode="after")
     def _fused_only_if_fused(self) -> Config:

@@ -5,7 +5,6 @@ Hemker et al., "Multimodal Lego", ICLR 2025, arXiv 2405.19950.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -102,8 +101,8 @@ class LegoJob(classify.Job):
             seed=settings.seed,
         )
         for modality in self.modalities:
-            if modality.name in settings.trained:
-                self._as_trained(modality, Run.open(Path(settings.trained[modality.name])))
+            if (place := settings.trained_by(modality.name)) is not None:
+                self._as_trained(modality, Run.open(place))
         if len(self.modalities) == 1:
             tell(f"One input, '{self.modalities[0].name}': there is nothing to merge it with.")
         return self.modalities[0].backbone, self.modalities[0].inputs
@@ -153,7 +152,7 @@ class LegoJob(classify.Job):
                 where="predict",
                 expected=", ".join(("auto", *ARMS, *names)),
             )
-        for key in config.trained:
+        for key in config.trained if isinstance(config.trained, dict) else ():
             if key not in names:
                 raise ConfigError(
                     f"There is no input '{key}'.", where="trained", expected=", ".join(names)
@@ -169,9 +168,9 @@ class LegoJob(classify.Job):
         return TableEncoder(backbone) if bare else TokenEncoder(backbone)
 
     def _block_of(self, name: str, encoder: TokenEncoder) -> LegoBlock:
-        if name in self.config.trained:
-            folder = Path(self.config.trained[name])
-            block = store.load_block(folder / MERGED, name, encoder)
+        place = self.config.trained_by(name)
+        if place is not None:
+            block = store.load_block(place / MERGED, name, encoder)
             if block.outputs != self.label.outputs:
                 raise ConfigError(
                     f"The block of '{name}' has {block.outputs} outputs, and the label needs "
@@ -206,7 +205,7 @@ class LegoJob(classify.Job):
             self._fit(self.objective, self.modalities, self.splits.train, schedule, "concat")
             return
         for place, modality in enumerate(self.modalities):
-            if modality.name in self.config.trained:
+            if self.config.trained_by(modality.name) is not None:
                 continue
             hooks = self.hooks_of.get(modality.name, tuners.Hooks())
             block = self.merged.block(modality.name)
