@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,22 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROUNDS = 5
+# A script that begins so can call `clocked(work)`: it prints the seconds that `work()` took and the
+# MB that it held at most, beyond what the process held before.
+CLOCK = """
+import sys, time
+from pathlib import Path
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+def clocked(work):
+    Path("/proc/self/clear_refs").write_text("5")
+    before, started = status("VmRSS"), time.perf_counter()
+    work()
+    print("\\nmeasured", time.perf_counter() - started, status("VmHWM") - before)
+"""
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,31 @@ def apart(measure: Callable[..., float], *arguments: Any) -> float:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(measure, *arguments).result()
+
+
+def clocked(python: str, script: str, *arguments: object, **environ: str) -> tuple[float, float]:
+    """Run a script that calls `clocked` once, in a process of its own.
+
+    Args:
+        python: The interpreter.
+        script: What follows :data:`CLOCK`.
+        arguments: From `sys.argv[1]` on.
+        environ: Set in addition to what is.
+
+    Returns:
+        Seconds, and MB at most.
+
+    Raises:
+        RuntimeError: With the end of what it said, where it did not come so far.
+    """
+    done = subprocess.run(
+        [python, "-c", CLOCK + script, *map(str, arguments)],
+        capture_output=True, text=True, env={**os.environ, **environ},
+    )  # fmt: skip
+    told = [line.split() for line in done.stdout.splitlines() if line.startswith("measured")]
+    if not told:
+        raise RuntimeError(done.stderr[-2000:])
+    return float(told[0][1]), float(told[0][2])
 
 
 @dataclass

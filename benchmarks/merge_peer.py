@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from benchmarks.harness import alternate, write_result
+from benchmarks.harness import alternate, clocked, write_result
+from benchmarks.merge_speed import write_models
 
 METHODS = ("linear", "task_arithmetic", "slerp", "ties", "dare_ties", "breadcrumbs")
 WIDTH, INNER, WORDS = 1024, 2816, 16_000
@@ -29,20 +30,6 @@ THREADS = 2
 # MB of each checkpoint in what is written; at 450, as in merge_speed, mergekit takes half an hour.
 SIZE = 120
 
-CLOCK = """
-import sys, time
-from pathlib import Path
-
-def status(key):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-def clocked(work):
-    Path("/proc/self/clear_refs").write_text("5")
-    before, started = status("VmRSS"), time.perf_counter()
-    work()
-    print("\\nmeasured", time.perf_counter() - started, status("VmHWM") - before)
-"""
 OURS = """
 from galenic.merging import merge
 import galenic.merging.engine
@@ -83,15 +70,8 @@ def checkpoints(folder: Path, megabytes: int) -> int:
     }  # fmt: skip
     draw = torch.Generator().manual_seed(0)
     base = {n: torch.randn(s, generator=draw).bfloat16() for n, s in shapes.items()}
+    write_models(base, folder, draw)
     for name in ("base", "x", "y", "z"):
-        state = base
-        if name != "base":
-            state = {
-                n: (t.float() + 0.05 * torch.randn(t.shape, generator=draw)).bfloat16()
-                for n, t in base.items()
-            }
-        (folder / name).mkdir()
-        save_file(state, folder / name / "model.safetensors", {"format": "pt"})
         (folder / name / "config.json").write_text(json.dumps(config))
     return (folder / "base" / "model.safetensors").stat().st_size
 
@@ -120,14 +100,7 @@ def recipe(method: str, folder: Path) -> Path:
 def run(python: str, script: str, config: Path, out: Path) -> tuple[float, float]:
     """Seconds of a merge in a process of its own, and the MB that it held at most."""
     shutil.rmtree(out, ignore_errors=True)
-    done = subprocess.run(
-        [python, "-c", CLOCK + script, str(config), str(out)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(THREADS)},
-    )  # fmt: skip
-    told = [line.split() for line in done.stdout.splitlines() if line.startswith("measured")]
-    if not told:
-        raise RuntimeError(done.stderr[-2000:])
-    return float(told[0][1]), float(told[0][2])
+    return clocked(python, script, config, out, OMP_NUM_THREADS=str(THREADS))
 
 
 def difference(ours: Path, theirs: Path, method: str) -> str:

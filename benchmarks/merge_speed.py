@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.harness import alternate, write_result
+from benchmarks.harness import alternate, clocked, write_result
 from galenic.merging import merge, merge_states
 from galenic.merging.writing import Slot, header
 
@@ -43,6 +42,12 @@ def checkpoints(folder: Path, megabytes: int) -> int:
         shapes[f"layers.{i}.norm.weight"] = (width,)
     draw = torch.Generator().manual_seed(0)
     base = {n: torch.randn(s, generator=draw).bfloat16() for n, s in shapes.items()}
+    write_models(base, folder, draw)
+    return max(t.nbytes for t in base.values())
+
+
+def write_models(base: State, folder: Path, draw: torch.Generator) -> None:
+    """`base` and three models a little off it, each in a folder of its own."""
     for name in ("base", "x", "y", "z"):
         (folder / name).mkdir()
         state = base
@@ -51,8 +56,7 @@ def checkpoints(folder: Path, megabytes: int) -> int:
                 n: (t.float() + 0.05 * torch.randn(t.shape, generator=draw)).bfloat16()
                 for n, t in base.items()
             }
-        save_file(state, folder / name / "model.safetensors")
-    return max(t.nbytes for t in base.values())
+        save_file(state, folder / name / "model.safetensors", {"format": "pt"})
 
 
 def recipe(method: str, folder: Path) -> dict[str, Any]:
@@ -168,24 +172,13 @@ def check(method: str, folder: Path) -> str:
     return f"largest difference in float32 {gap:.1e}{how}"
 
 
-PEAK = """
-import sys
+MERGE = """
 from benchmarks.merge_speed import recipe
 from galenic.merging import merge
 from galenic.merging.engine import merge_states
-from pathlib import Path
 import torch
 merge_states("breadcrumbs", {"w": torch.ones(9)}, {"x": {"w": torch.zeros(9)}})
-
-def status(key):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-# The peak so far is that of the imports; what counts is above what is held now.
-Path("/proc/self/clear_refs").write_text("5")
-before = status("VmRSS")
-merge(recipe(sys.argv[1], Path(sys.argv[2])), sys.argv[3])
-print(f"{status('VmHWM') - before:.0f}")
+clocked(lambda: merge(recipe(sys.argv[1], Path(sys.argv[2])), sys.argv[3]))
 """
 
 
@@ -225,16 +218,9 @@ def large(method: str, gigabytes: float) -> None:
             with (folder / model / "model.safetensors").open("wb") as file:
                 file.write(header(slots, {"format": "pt"}))
                 file.truncate(file.tell() + sum(slot.bytes for slot in slots))
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK, method, str(folder), str(folder / "out")],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        seconds = time.perf_counter() - started
+        seconds, peak = clocked(sys.executable, MERGE, method, folder, folder / "out")
     size = sum(slot.bytes for slot in slots) / 1e9
-    print(
-        f"{method}: four checkpoints of {size:.1f} GB in {seconds:.0f} s, peak {done.stdout.strip()} MB"
-    )
+    print(f"{method}: four checkpoints of {size:.1f} GB in {seconds:.0f} s, peak {peak:.0f} MB")
 
 
 def _measure(method: str, folder: Path, size: int, largest: int, full: bool) -> None:
@@ -258,11 +244,8 @@ def _measure(method: str, folder: Path, size: int, largest: int, full: bool) -> 
         timed(lambda out: merge(values, out)), timed(lambda out: peer(method, folder, out))
     )
     speed = gigabytes / sorted(times.ours)[len(times.ours) // 2]
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, method, str(folder), str(folder / "peak")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    peak, limit = float(done.stdout), (4 * largest / 2**20 + 300)
+    _, peak = clocked(sys.executable, MERGE, method, folder, folder / "peak")
+    limit = 4 * largest / 2**20 + 300
     print(f"{method}: {speed:.2f} GB/s; peak {peak:.0f} MB of {limit:.0f} MB", file=sys.stderr)
     wanted = f"{FAST} GB/s or 60 % of a copy" if quick else f"{SLOW} GB/s"
 

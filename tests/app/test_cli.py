@@ -86,7 +86,7 @@ def test_ls_json() -> None:
 def test_light_verbs_import_nothing_heavy(words: list[str]) -> None:
     script = f"""
 import sys
-from galenic.app.cli import app, main
+from galenic.app.cli import app
 try:
     app({words!r})
 except SystemExit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,24 @@ def test_writing_to_a_view_leaves_the_file(tmp_path: Path) -> None:
     found = Checkpoint.open(tmp_path)["a.weight"]
     found.zero_()
     assert hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).digest() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sizes memory as Linux tells it")
+def test_a_shard_may_be_larger_than_memory(tmp_path: Path) -> None:
+    told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    held = sum(int(told[key].split()[0]) * 1024 for key in ("MemTotal", "SwapTotal"))
+    slot = Slot("w", torch.bfloat16, (held // 1000, 1000))
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(writing.header([slot], {"format": "pt"}))
+        try:
+            # Zeros that take no room.
+            file.truncate(file.tell() + slot.bytes)
+        except OSError:
+            pytest.skip("this file system holds no file of that size")
+    with Checkpoint.open(path) as opened:
+        last = opened.source("w").flat(held - held % 1000 - 8, held - held % 1000)
+        assert last.tolist() == [0.0] * 8
 
 
 def test_an_adapter_folder_and_a_lone_file_of_any_name_open(tmp_path: Path) -> None:

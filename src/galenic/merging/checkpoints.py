@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,13 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+# Linux sets memory aside for a map that may be written to, and refuses one of a file larger than
+# memory, unless it is told not to; Python has a name for that from 3.13 on.
+_PRIVATE: dict[str, int] = (
+    {"flags": mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)}
+    if sys.platform == "linux"
+    else {"access": mmap.ACCESS_COPY}
+)
 # Pages that were read are given back in steps of this size.
 _WINDOW = 8 << 20
 
@@ -100,7 +108,7 @@ class Shard:
         if self._map is None:
             with self.path.open("rb") as file:
                 # A private map: torch wants it writable, and no write would reach the file.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self._map = mmap.mmap(file.fileno(), 0, **_PRIVATE)
         if start % dtype.itemsize:
             raw = bytearray(self._map[start : start + count * dtype.itemsize])
             return torch.frombuffer(raw, dtype=dtype)

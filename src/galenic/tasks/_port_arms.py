@@ -27,6 +27,7 @@ from galenic.language.masked import open_head
 from galenic.merging.patches import Patch, Probe, judged, recovery
 from galenic.models.backbone import Backbone, Opened, open_backbone
 from galenic.models.delta import Delta, Dense, Entry, LowRank, Sparse
+from galenic.models.trained import TENSORS
 from galenic.pipeline.config import DEFAULT_BACKBONES, Columns, InputConfig
 from galenic.pipeline.inputs import Array, Inputs
 from galenic.pipeline.opening import open_inputs
@@ -273,7 +274,7 @@ def learnt(folder: Path, tuned: Backbone, base: Callable[[], nn.Module]) -> Patc
     Raises:
         WeightsError: If it is no additive difference, with the reason.
     """
-    if (folder / "tensors.safetensors").is_file():
+    if (folder / Path(TENSORS).name).is_file():
         return Patch.from_checkpoints(base(), tuned.network)
     return Patch.open(folder)
 
