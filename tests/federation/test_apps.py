@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +20,7 @@ from galenic.core.run import Run
 from galenic.federation.driver import InProcessGrid
 from galenic.launch import federation
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = {"lung": "cough and fever", "bone": "fracture of the arm", "skin": "rash on the skin"}
 
 
@@ -62,6 +66,17 @@ def test_hospitals_train_on_manifests_that_the_server_never_sees(tmp_path: Path)
     assert [r["client"] for r in last["refused"]] == ["node 3"]
     assert "another base" in last["refused"][0]["reason"]
     assert not (run.path / "clients.json").exists()
+
+
+@pytest.mark.parametrize("command", ["flower-superlink", "flower-supernode"])
+def test_options_in_the_guide_are_flowers_own(command: str) -> None:
+    guide = (ROOT / "docs" / "federation.md").read_text(encoding="utf-8")
+    called = re.findall(rf"^{command} (?:.*\\\n)*.*", guide, re.MULTILINE)
+    wanted = set(re.findall(r"--[a-z-]+", " ".join(called)))
+    script = Path(sys.executable).with_name(command)
+    told = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert wanted
+    assert wanted <= set(re.findall(r"--[a-z-]+", told))
 
 
 def test_what_is_not_told_is_asked_for() -> None:
