@@ -376,8 +376,12 @@ def test_samples_without_any_input_and_inputs_without_samples(tmp_path: Path) ->
     table.loc[1::2, ["b0", "b1"]] = np.nan
     with pytest.raises(DataError, match="nothing to fuse on"):
         start(table, tmp_path / "c", *GROUPS, "fuse.mode=stack", "schedule.max_steps=1")
-    with pytest.raises(DataError, match="lack 'left'"):
-        start(table, tmp_path / "d", *GROUPS, "predict=left", "schedule.max_steps=1")
+    # Said before anything is trained.
+    for place, predicts in (("d", "left"), ("e", "best")):
+        with pytest.raises(DataError, match="lack 'left'"):
+            start(table, tmp_path / place, *GROUPS, f"predict={predicts}", "schedule.max_steps=1")
+        logs = [path.read_text() for path in (tmp_path / place).rglob("log.jsonl")]
+        assert not any('"part"' in text for text in logs)
 
 
 def test_a_saved_block_can_be_read_without_the_task(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ class LegoJob(classify.Job):
             self.centre = float(self.training_targets[train].mean())
             self.spread = float(self.training_targets[train].std()) or 1.0
         self._check_words()
+        self._require_complete()
         self.hooks_of: dict[str, tuners.Hooks] = {}
         encoders = {modality.name: self._encoder(modality) for modality in self.modalities}
         if self.config.predict == "concat":
@@ -157,6 +158,21 @@ class LegoJob(classify.Job):
                 raise ConfigError(
                     f"There is no input '{key}'.", where="trained", expected=", ".join(names)
                 )
+
+    def _require_complete(self) -> None:
+        """One input alone predicts only where every sample to be scored has it."""
+        predicts = self.config.predict
+        for modality in self.modalities:
+            if predicts not in ("best", modality.name):
+                continue
+            for part in _lego_arms.PARTS:
+                rows = getattr(self.splits, part)
+                if missing := len(rows) - len(modality.having(rows)):
+                    raise DataError(
+                        f"{missing} samples of {part} lack '{modality.name}'.",
+                        where=self.cohort.name,
+                        next_step="predict=merged, or leave these samples out.",
+                    )
 
     def _encoder(self, modality: Modality) -> TokenEncoder:
         """The encoder of a modality, with the tuner in it where there is anything to tune."""
@@ -283,16 +299,8 @@ class LegoJob(classify.Job):
         """Predict validation and test with every arm, and write every number."""
         arms = _lego_arms.arms(self)
         main = _lego_arms.chosen(self, arms)
-        chosen = main.name
-        for part, found in main.rows.items():
-            if missing := len(getattr(self.splits, part)) - len(found):
-                raise DataError(
-                    f"{missing} samples of {part} lack '{chosen}'.",
-                    where=self.cohort.name,
-                    next_step="predict=merged",
-                )
         self.tell(main.logits, self.modalities[0].cohort)
-        self.run.write_json("lego.json", _lego_arms.report(self, arms, chosen))
+        self.run.write_json("lego.json", _lego_arms.report(self, arms, main.name))
         self.run.write_table("arms.parquet", _lego_arms.table(self, arms))
         self.parameters = count_parameters(self.objective)
 
