@@ -235,7 +235,7 @@ class Arms:
             words(reading, open_head(reading), seed=seed, tuner=tuner)
             with TemporaryDirectory() as place:
                 tuners.save(reading, tuner, Path(place) / "adapter")
-                patch = learnt(Path(place) / "adapter", reading, lambda: opened.network)
+                patch = learnt(Path(place), reading, lambda: opened.network)
             patch.apply(opened.network)
         state = {n: t.detach().cpu().clone() for n, t in opened.network.state_dict().items()}
         atomic_write(self._evolved, save(state))
@@ -250,8 +250,7 @@ def _texts(donor: classify.Job, count: int) -> list[dict[str, Tensor]]:
 
 
 def _patch_of(donor: classify.Job) -> Patch:
-    folder = donor.run.path / "adapter"
-    if not folder.exists():
+    if not (donor.run.path / "adapter").exists():
         # The run's own arm is scored before it is saved.
         donor.save()
 
@@ -260,23 +259,23 @@ def _patch_of(donor: classify.Job) -> Patch:
         seed_everything(donor.config.seed)
         return open_backbone(donor.backbone.spec).network
 
-    return learnt(folder, donor.backbone, base)
+    return learnt(donor.run.path, donor.backbone, base)
 
 
 def learnt(folder: Path, tuned: Backbone, base: Callable[[], nn.Module]) -> Patch:
     """What a training added to a network.
 
     Args:
-        folder: What `tuners.save` wrote of it.
+        folder: In its `adapter/`, what `tuners.save` wrote of it.
         tuned: The trained network.
-        base: Opens it as it was before; asked where the folder holds no difference.
+        base: Opens it as it was before; asked where that is no difference.
 
     Raises:
         WeightsError: If it is no additive difference, with the reason.
     """
-    if (folder / Path(TENSORS).name).is_file():
+    if (folder / TENSORS).is_file():
         return Patch.from_checkpoints(base(), tuned.network)
-    return Patch.open(folder)
+    return Patch.open(folder / "adapter")
 
 
 def gain_of(scores: Mapping[str, Any], metric: str) -> float | None:

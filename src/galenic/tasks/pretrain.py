@@ -21,6 +21,7 @@ from galenic.data.augment import AugmentConfig
 from galenic.data.cohort import Cohort
 from galenic.data.splits import SplitConfig, Splits, make_splits
 from galenic.models.export import export
+from galenic.models.trained import TENSORS
 from galenic.objectives import pretraining
 from galenic.pipeline.captions import CaptionConfig, Captions
 from galenic.pipeline.config import Columns, InputConfig, open_cohort
@@ -43,7 +44,7 @@ FILES = (
     "metrics.json",
     "cost.json",
     "losses.parquet",
-    "adapter/tensors.safetensors",
+    TENSORS,
 )
 TABLE = "losses.parquet"
 NEEDS_LABELS = False
