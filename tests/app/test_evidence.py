@@ -86,6 +86,24 @@ def test_an_arm_gets_the_run_of_the_same_seed(runs: list[dict[str, Any]], tmp_pa
     assert len(runs) == 15
 
 
+def test_the_points_of_a_learning_curve_share_their_stages(
+    runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    data = [
+        {**EXPERIMENT["data"][0], "name": f"{shots} shots", "labelled": [f"split.shots={shots}"]}
+        for shots in (5, 20)
+    ]
+    (folder / "x.yaml").write_text(yaml.safe_dump({**EXPERIMENT, "data": data}))
+    run_experiment("x", folder, tmp_path, tmp_path / "out")
+    stages = [run for run in runs if run["recipe"] == "pre"]
+    assert len(stages) == 2 * 3 and all(run["overrides"][0] == "a=1" for run in stages)
+    arms = [run["overrides"] for run in runs if run["recipe"] == "fine" and run["seed"] == 0]
+    assert [arm[1] for arm in arms] == ["split.shots=5"] * 3 + ["split.shots=20"] * 3
+    assert arms[0][2] == arms[3][2] == f"backbone={stages[1]['path']}"
+
+
 @pytest.mark.parametrize(
     ("margin", "verdict"), [(0.0, "does_not_hold"), (0.09, "does_not_hold"), (0.11, "holds")]
 )

@@ -56,6 +56,11 @@ class Data(Config):
     license: str
     columns: dict[str, Any] = {}
     overrides: list[str] = []
+    labelled: list[str] = Field(
+        [],
+        description="Overrides of the arms that are no stage. Cohorts that differ in these alone, "
+        "as the points of a learning curve do, share their stages.",
+    )
 
 
 class Expectation(Config):
@@ -172,7 +177,8 @@ def _measure(experiment: Experiment, out: Path, data_root: Path) -> dict[str, An
 def _once(data: Data, arm: Arm, seed: int, done: Mapping[str, Run], root: Path, out: Path) -> Run:
     """The finished run of one arm and seed, from `out` where it is there already."""
     source = data.source if ":" in data.source else str(root / data.source)
-    named = (*data.overrides, *arm.overrides)
+    labelled = data.labelled if arm.role != "stage" else []
+    named = (*data.overrides, *labelled, *arm.overrides)
     overrides = [text.replace("{data}", str(root)) for text in named]
     if arm.after is not None:
         overrides.append(f"{arm.after.key}={done[arm.after.arm].path}")
