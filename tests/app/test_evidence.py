@@ -11,10 +11,10 @@ import yaml
 
 from galenic import launch
 from galenic.app.evidence import experiment
-from galenic.app.evidence.experiment import Experiment, run_experiment
+from galenic.app.evidence.experiment import Experiment, rehearse, run_experiment
 from galenic.app.evidence.page import evidence_page
 from galenic.core.config import parse
-from galenic.core.errors import ConfigError
+from galenic.core.errors import ConfigError, DataError
 from galenic.core.run import Run
 
 EXPERIMENT: dict[str, Any] = {
@@ -117,6 +117,31 @@ def test_a_claim_of_as_good_as_has_a_margin(
     result = json.loads(run_experiment("x", folder, tmp_path, tmp_path / "out").read_text())
     assert result["verdict"] == verdict
     assert (f"(margin {margin:g})" in result["because"]) == (margin > 0)
+
+
+def test_a_rehearsal_tries_every_arm_and_keeps_nothing(
+    runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    (folder / "x.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    rehearse("x", folder, tmp_path)
+    assert [run["recipe"] for run in runs] == ["pre", "pre", "fine", "fine", "fine"]
+    assert all("quick=true" in run["overrides"] for run in runs)
+    assert not any(run["path"].exists() for run in runs)
+    assert [path.name for path in folder.iterdir()] == ["x.yaml"]
+
+
+def test_the_arm_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run(recipe: str, *_: Any, **more: Any) -> Run:
+        raise DataError("No labels.", where="d.csv", next_step="Add some.")
+
+    monkeypatch.setattr(launch, "run", run)
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    (folder / "x.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    with pytest.raises(DataError, match=r"where: arm 'first' on 'd', d\.csv\nnext: Add some"):
+        rehearse("x", folder, tmp_path)
 
 
 def test_an_arm_cannot_go_on_from_what_comes_later() -> None:

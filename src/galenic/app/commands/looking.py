@@ -84,7 +84,9 @@ def report(
     typer.echo(reports.write(folder))
 
 
-@app.command(epilog=examples("galenic evidence ssf", "galenic evidence"))
+@app.command(
+    epilog=examples("galenic evidence ssf", "galenic evidence ssf --quick", "galenic evidence")
+)
 @guarded
 def evidence(
     slugs: Annotated[
@@ -95,16 +97,25 @@ def evidence(
         Path, typer.Option(envvar="GALENIC_DATA", help="Where the data sets lie.")
     ] = Path("../shared/data"),
     out: Annotated[Path, typer.Option(help="Keeps the runs.")] = Path("runs/evidence"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Does every arm run? Keeps nothing.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Put the claim of a paper to the test, and write the page of all results."""
     from galenic.app.evidence.page import write_pages
 
     quiet_libraries()
-    for slug in slugs or []:
-        from galenic.app.evidence.experiment import run_experiment
+    if slugs:
+        from galenic.app.evidence.experiment import rehearse, run_experiment
 
-        typer.echo(run_experiment(slug, folder, data_root, out))
+        for slug in slugs:
+            if quick:
+                rehearse(slug, folder, data_root)
+            else:
+                typer.echo(run_experiment(slug, folder, data_root, out))
+    if quick:
+        return
     typer.echo(write_pages(folder))
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from pydantic import Field, model_validator
 import galenic
 from galenic import launch
 from galenic.core.config import Config, load_yaml, parse
-from galenic.core.errors import ConfigError, nearest
+from galenic.core.errors import ConfigError, GalenicError, nearest
 from galenic.core.files import atomic_json
 from galenic.core.progress import tell
 from galenic.core.run import Run
@@ -119,16 +120,40 @@ def run_experiment(slug: str, folder: Path, data_root: Path, out: Path) -> Path:
     Raises:
         ConfigError: If there is no such experiment.
     """
-    path = folder / f"{slug}.yaml"
-    if not path.is_file():
-        known = [found.stem for found in folder.glob("*.yaml")]
-        raise ConfigError(f"There is no experiment '{slug}'. {nearest(slug, known)}".strip())
-    experiment = parse(Experiment, load_yaml(path), where=path.name)
-    result = _measure(experiment, out, data_root)
+    result = _measure(_read(slug, folder), out, data_root)
     target = folder / "results" / f"{slug}.json"
     target.parent.mkdir(exist_ok=True)
     atomic_json(target, result)
     return target
+
+
+def rehearse(slug: str, folder: Path, data_root: Path) -> None:
+    """Run every arm once on every cohort with a few samples and steps, and keep nothing.
+
+    What an arm lacks shows in a minute and not after the hours of those before it.
+
+    Raises:
+        ConfigError: If there is no such experiment.
+        GalenicError: Of the first arm that fails, with its name.
+    """
+    experiment = _read(slug, folder)
+    with tempfile.TemporaryDirectory() as out:
+        for data in experiment.data:
+            began = time.monotonic()
+            short = data.model_copy(update={"overrides": [*data.overrides, "quick=true"]})
+            done: dict[str, Run] = {}
+            for arm in experiment.arms:
+                seed = experiment.seeds[0]
+                done[arm.name] = _once(short, arm, seed, done, data_root, Path(out))
+            tell(f"{data.name}: {len(done)} arms run, {time.monotonic() - began:.0f} s.")
+
+
+def _read(slug: str, folder: Path) -> Experiment:
+    path = folder / f"{slug}.yaml"
+    if not path.is_file():
+        known = [found.stem for found in folder.glob("*.yaml")]
+        raise ConfigError(f"There is no experiment '{slug}'. {nearest(slug, known)}".strip())
+    return parse(Experiment, load_yaml(path), where=path.name)
 
 
 def _measure(experiment: Experiment, out: Path, data_root: Path) -> dict[str, Any]:
@@ -187,18 +212,24 @@ def _once(data: Data, arm: Arm, seed: int, done: Mapping[str, Run], root: Path, 
     path = out / key
     if path.exists() and Run.open(path).state == "finished":
         return Run.open(path)
-    if path.exists():
-        run = launch.run(arm.recipe, resume=path)
-    else:
-        run = launch.run(
-            arm.recipe,
-            source,
-            overrides=overrides,
-            columns=data.columns,
-            seed=seed,
-            out=out,
-            path=path,
-        )
+    try:
+        if path.exists():
+            run = launch.run(arm.recipe, resume=path)
+        else:
+            run = launch.run(
+                arm.recipe,
+                source,
+                overrides=overrides,
+                columns=data.columns,
+                seed=seed,
+                out=out,
+                path=path,
+            )
+    except GalenicError as error:
+        where = ", ".join(filter(None, [f"arm '{arm.name}' on '{data.name}'", error.where]))
+        raise type(error)(
+            error.found, where=where, expected=error.expected, next_step=error.next_step
+        ) from error
     # A finished run needs none, and dozens of runs fill a disk.
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
     return run
