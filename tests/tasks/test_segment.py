@@ -217,6 +217,17 @@ def test_real_pictures(real_data: Path, tmp_path: Path, manifest, columns, overr
     )
 
 
+def test_columns_that_hold_such_a_label_are_named(real_data: Path, tmp_path: Path) -> None:
+    for recipe, manifest, expected in (
+        ("segment", "chase_db1/manifest.csv", "next: --label mask_observer1, or mask_observer2"),
+        ("segment", "medquad_subset/medquad.csv.gz", "next: --label COLUMN"),
+        ("brain-tumor-ptp", "covid_cxr_ccby/manifest.csv", "or left_lung_box_xywh"),
+    ):
+        with pytest.raises(DataError) as caught:
+            launch.run(recipe, real_data / manifest, out=tmp_path, quick=True)
+        assert caught.value.message.endswith(expected)
+
+
 def test_greys_need_a_threshold(real_data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape("different values")) as caught:
         start("segment", real_data / "dsb2018_nuclei_96/manifest.csv", tmp_path, label="mask")

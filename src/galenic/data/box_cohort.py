@@ -59,7 +59,7 @@ def boxes_of(cohort: Cohort, sizes: Array) -> tuple[list[Boxes], BoxFaults]:
     Raises:
         DataError: If the label holds no boxes.
     """
-    label = require_kind(cohort.label, "boxes", cohort.name)
+    label = require_kind(cohort.label, "boxes", cohort.table, cohort.name)
     raw = read_boxes(cohort.table, label.columns, label.classes)
     kept = [clipped(boxes, _pair(size)) for boxes, size in zip(raw, sizes, strict=True)]
     flat = [row for row, boxes in enumerate(raw) if (areas(boxes.corners) <= 0).any()]

@@ -187,12 +187,15 @@ def require_seen(spec: LabelSpec, targets: Array, parts: Parts) -> None:
         raise DataError("Training has only one class.", where=f"column '{spec.columns[0]}'")
 
 
-def require_kind(spec: LabelSpec | None, kind: Literal["boxes", "mask"], name: str) -> LabelSpec:
+def require_kind(
+    spec: LabelSpec | None, kind: Literal["boxes", "mask"], table: pd.DataFrame, name: str
+) -> LabelSpec:
     """The label of a cohort, which is of the kind that a task needs.
 
     Args:
         spec: Of the cohort.
         kind: Of the task.
+        table: Of the cohort; the error names its columns that hold such a label.
         name: Of the cohort.
 
     Raises:
@@ -205,8 +208,16 @@ def require_kind(spec: LabelSpec | None, kind: Literal["boxes", "mask"], name: s
         f"The cohort has {held}, but the task needs the kind '{kind}'.",
         where=name,
         expected=HELD[kind],
-        next_step="--label COLUMN",
+        next_step=_label_options(kind, table),
     )
+
+
+def _label_options(kind: Literal["boxes", "mask"], table: pd.DataFrame) -> str:
+    """`--label` with the columns that hold such a label; those that are called so, if any are."""
+    holds = are_masks if kind == "mask" else lambda cells: is_boxes([str(cells.name)], cells)
+    found = [str(name) for name in table if holds(table[name])]
+    named = [name for name in found if kind in name.lower()]
+    return "--label " + (", or ".join((named or found)[:SHOWN]) or "COLUMN")
 
 
 def refuse_unseen(classes: Sequence[str], column: str) -> None:

@@ -97,7 +97,7 @@ class Job:
         self.steps = 0
         self.cohort = open_cohort(config.data, config.columns, quick=config.quick)
         whole = make_splits(self.cohort, config.split, config.seed)
-        label = require_kind(self.cohort.label, "boxes", self.cohort.name)
+        label = require_kind(self.cohort.label, "boxes", self.cohort.table, self.cohort.name)
         self.sizes = sizes_of(self.cohort)
         self.boxes, self.faults = boxes_of(self.cohort, self.sizes)
         self.classes = label.classes

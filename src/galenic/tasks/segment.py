@@ -93,7 +93,7 @@ class Job:
         self.steps = 0
         self.cohort = open_cohort(config.data, config.columns, quick=config.quick)
         self.splits = make_splits(self.cohort, config.split, config.seed)
-        self.label = require_kind(self.cohort.label, "mask", self.cohort.name)
+        self.label = require_kind(self.cohort.label, "mask", self.cohort.table, self.cohort.name)
         self.survey = survey(self.cohort, config.threshold)
         _refuse(self.survey.faults, self.cohort.name)
         self.structures = self._structures()
