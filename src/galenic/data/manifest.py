@@ -13,6 +13,7 @@ import pandas as pd
 
 from galenic.core.errors import DataError, GalenicError, nearest
 from galenic.data.box_formats import is_yolo, read_coco, read_yolo
+from galenic.data.breakhis import is_breakhis, read_breakhis
 from galenic.data.readers import LONGEST_CELL, is_here, modality_in, modality_of
 
 ROLES = {
@@ -33,13 +34,13 @@ PROTEIN = r"[ACDEFGHIKLMNPQRSTVWYXBZ]{20,}"
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV, TSV, Parquet, JSON Lines or COCO file, or a folder of class folders or of YOLO.
+    """A CSV, TSV, Parquet, JSON Lines or COCO file, or a folder: of classes, YOLO or BreakHis.
 
     Raises:
         DataError: If it is missing, empty, or of no such kind.
     """
     if path.is_dir():
-        return read_yolo(path) if is_yolo(path) else _class_folders(path)
+        return _read_folder(path)
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(
@@ -82,6 +83,12 @@ def _read_csv(path: Path, separator: str) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserError):
         # Quoted line breaks and ragged comments are beyond the fast engine.
         return pd.read_csv(path, sep=separator, low_memory=False)
+
+
+def _read_folder(path: Path) -> pd.DataFrame:
+    if is_yolo(path):
+        return read_yolo(path)
+    return read_breakhis(path) if is_breakhis(path) else _class_folders(path)
 
 
 def _class_folders(path: Path) -> pd.DataFrame:
