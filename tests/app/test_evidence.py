@@ -12,7 +12,7 @@ import yaml
 from galenic import launch
 from galenic.app.evidence import experiment
 from galenic.app.evidence.experiment import Experiment, rehearse, run_experiment
-from galenic.app.evidence.page import evidence_page
+from galenic.app.evidence.page import evidence_page, summary_table
 from galenic.core.config import parse
 from galenic.core.errors import ConfigError, DataError
 from galenic.core.run import Run
@@ -148,3 +148,17 @@ def test_an_arm_cannot_go_on_from_what_comes_later() -> None:
     arms = [EXPERIMENT["arms"][1], EXPERIMENT["arms"][0]]
     with pytest.raises(ConfigError, match="no arm before it"):
         parse(Experiment, {**EXPERIMENT, "arms": arms})
+
+
+@pytest.mark.parametrize(("verdict", "named"), [("undecided", "wide"), ("does_not_hold", "worse")])
+def test_a_line_of_the_summary_says_what_its_verdict_hangs_on(verdict: str, named: str) -> None:
+    ends = {"worse": (-0.2, -0.1), "wide": (-0.5, 0.4), "better": (0.1, 0.2)}
+    comparisons = [
+        {"a": "ours", "b": b, "low": low, "high": high, "difference": 0.0, "margin": 0.0}
+        for b, (low, high) in ends.items()
+    ]
+    data = [{"name": "Cells, 32 x 32"}, {"name": "Cells; 64 x 64"}, {"name": "Films (BCCD)"}]
+    result = {"slug": "x", "metric": "auroc", "verdict": verdict, "comparisons": comparisons}
+    line = summary_table([{**result, "data": data}], "docs/evidence.md")[-1]
+    assert f"| ours - {named}: " in line and "[x](docs/evidence.md#x)" in line
+    assert "| Cells and 1 more |" in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,35 @@ def evidence_page(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line a method: claim and verdict."""
-    lines = ["| method | data | measured | verdict |", "| --- | --- | --- | --- |"]
+def summary_table(results: Sequence[Mapping[str, Any]], page: str = "") -> list[str]:
+    """One line an experiment: what its verdict hangs on.
+
+    Args:
+        results: Of `galenic evidence`.
+        page: Where :func:`evidence_page` lies, for links to it.
+    """
+    lines = [
+        "| experiment | data | metric | what decides | verdict |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for result in results:
-        method = next(arm for arm in result["arms"] if arm["role"] == "method")
-        estimate = method["metrics"][result["metric"]]
-        names = ", ".join(data["name"] for data in result["data"])
+        end = "high" if result["verdict"] == "does_not_hold" else "low"
+        weakest = min(result["comparisons"], key=lambda row: row[end] + row["margin"])
+        slug = result["slug"]
         lines.append(
-            f"| {result['slug']} | {names} | {result['metric'].replace('_', ' ')} "
-            f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}] "
+            f"| [{slug}]({page}#{slug}) | {_short(result['data'])} "
+            f"| {result['metric'].replace('_', ' ')} "
+            f"| {weakest['a']} - {weakest['b']}: {weakest['difference']:+.3f} "
+            f"[{weakest['low']:+.3f}, {weakest['high']:+.3f}] "
             f"| {result['verdict'].replace('_', ' ')} |"
         )
     return lines
+
+
+def _short(data: Sequence[Mapping[str, Any]]) -> str:
+    """What the first cohort is called up to its details, and how many more there are."""
+    names = list(dict.fromkeys(re.split(r"[,;:(]", row["name"])[0].strip() for row in data))
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _arm_table(result: Mapping[str, Any]) -> list[str]:
@@ -103,6 +120,6 @@ def write_pages(folder: Path) -> Path:
     atomic_write(page, evidence_page(results))
     readme = folder.parent / "README.md"
     if readme.is_file():
-        tables = {"recipes": recipe_table(), "evidence": summary_table(results)}
+        tables = {"recipes": recipe_table(), "evidence": summary_table(results, "docs/evidence.md")}
         atomic_write(readme, with_tables(readme.read_text(encoding="utf-8"), tables))
     return page
