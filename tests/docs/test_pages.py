@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from galenic.app.evidence.page import evidence_page, recipe_table, summary_table, with_tables
+from galenic.app.evidence.page import evidence_page, tables_of_readme, with_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = [
@@ -22,9 +22,7 @@ def test_the_page_of_evidence_is_current() -> None:
 
 def test_the_tables_of_the_readme_are_current() -> None:
     text = (ROOT / "README.md").read_text()
-    assert (
-        with_tables(text, {"recipes": recipe_table(), "evidence": summary_table(RESULTS)}) == text
-    )
+    assert with_tables(text, tables_of_readme(RESULTS)) == text
 
 
 def test_the_figures_of_speed_are_current(monkeypatch: pytest.MonkeyPatch) -> None:

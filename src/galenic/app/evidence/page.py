@@ -98,6 +98,11 @@ def recipe_table() -> list[str]:
     return lines
 
 
+def tables_of_readme(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The tables that :func:`write_pages` puts into the README, each by its mark."""
+    return {"recipes": recipe_table(), "evidence": summary_table(results, "docs/evidence.md")}
+
+
 def with_tables(text: str, tables: Mapping[str, Sequence[str]]) -> str:
     """`text` with each table between its marks `<!-- name -->` and `<!-- /name -->`."""
     for name, lines in tables.items():
@@ -120,6 +125,6 @@ def write_pages(folder: Path) -> Path:
     atomic_write(page, evidence_page(results))
     readme = folder.parent / "README.md"
     if readme.is_file():
-        tables = {"recipes": recipe_table(), "evidence": summary_table(results, "docs/evidence.md")}
-        atomic_write(readme, with_tables(readme.read_text(encoding="utf-8"), tables))
+        text = readme.read_text(encoding="utf-8")
+        atomic_write(readme, with_tables(text, tables_of_readme(results)))
     return page
