@@ -171,7 +171,7 @@ def test_who_cannot_take_part_is_told_why(
     place: Path, runs: dict[str, Run], tmp_path: Path
 ) -> None:
     near = start(place, "knn")
-    with pytest.raises(ConfigError, match="votes by neighbours"):
+    with pytest.raises(ConfigError, match="no linear head, but one of the kind 'knn'"):
         Panel({"near": near}, tmp_path / "a")
     other = start(place, "full", WARDS, backbone=str(place / "stranger"))
     with pytest.raises(WeightsError, match="did not start from the same network"):

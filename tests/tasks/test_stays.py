@@ -340,7 +340,7 @@ def test_real_laboratory_series_with_a_mapping_and_a_definition(
         (["series.levels.eyes=[a, b]"], "'eyes' is no channel"),
         (["tuner.method=full"], "no text network"),
         (["head.kind=knn"], "head of its own"),
-        (["network.kind=trees", "columns.label=stroke", "columns.kind=multiclass"], "cannot predict"),
+        (["network.kind=trees", "head.loss.kind=focal"], "not grown by"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(

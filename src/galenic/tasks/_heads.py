@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from safetensors.torch import load_file
+from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 
 from galenic.core.config import Config
@@ -15,21 +18,25 @@ from galenic.core.errors import ConfigError
 from galenic.core.run import Run
 from galenic.models.growth import grow, sources
 from galenic.models.heads import CumulativeHead, LinearHead, NeighbourHead
+from galenic.models.trees import TreesHead
+from galenic.pipeline import boosting
+from galenic.pipeline.boosting import TreesConfig
 from galenic.pipeline.votes import votes_of
 from galenic.tasks._losses import OF_CLASSES, LossConfig
 
 if TYPE_CHECKING:
     from galenic.tasks.classify import Job
 
+Array = np.ndarray[Any, np.dtype[Any]]
 WEIGHED = ("binary", "multilabel")
 
 
 class HeadConfig(Config):
     """What stands on the pooled feature, and how its outputs are scored in training."""
 
-    kind: Literal["linear", "knn", "own", "cumulative"] = Field(
+    kind: Literal["linear", "knn", "trees", "own", "cumulative"] = Field(
         "linear",
-        description="own: the head that the checkpoint was trained with, its outputs found by the "
+        description="trees: gradient boosting on what the frozen network gives. own: the head that the checkpoint was trained with, its outputs found by the "
         "names of the labels; a frozen network keeps it as it is. cumulative: one direction and "
         "ascending thresholds for the grades of an ordinal label.",
     )
@@ -59,6 +66,7 @@ class HeadConfig(Config):
     )
     neighbours: int = Field(10, ge=1, description="k, for knn.")
     temperature: float = Field(0.07, gt=0, description="Of the votes, for knn.")
+    trees: TreesConfig = TreesConfig()
 
     @model_validator(mode="after")
     def _grows(self) -> HeadConfig:
@@ -69,13 +77,11 @@ class HeadConfig(Config):
         return self
 
 
-def build(job: Job, outputs: int, unit: tuple[float, float]) -> nn.Module:
+def build(job: Job) -> nn.Module:
     """The head that `job.config.head` asks for, before the backbone is tuned.
 
     Args:
         job: With its backbone open.
-        outputs: Number of logits.
-        unit: Centre and spread of a continuous target.
 
     Raises:
         ConfigError: If the head does not suit the label or the backbone.
@@ -90,12 +96,14 @@ def build(job: Job, outputs: int, unit: tuple[float, float]) -> nn.Module:
         )
     if config.kind == "own":
         return _own(job)
-    width = job.backbone.width
+    width, outputs = job.backbone.width, job.label.outputs
     if config.kind == "knn":
         near = NeighbourHead(width, outputs, config.neighbours, config.temperature)
-        votes = votes_of(kind, job.training_targets[job.splits.train], outputs, *unit)
+        votes = votes_of(kind, job.training_targets[job.splits.train], outputs, *job.target_unit)
         near.remember(torch.from_numpy(job.pooled("train")), torch.from_numpy(votes))
         return near
+    if config.kind == "trees":
+        return trees(job, job.pooled("train"))
     if config.kind == "cumulative" and kind != "ordinal":
         raise ConfigError(
             f"A {kind} label has no grades in an order.",
@@ -110,6 +118,49 @@ def build(job: Job, outputs: int, unit: tuple[float, float]) -> nn.Module:
     elif config.standardise:
         linear.standardise(torch.from_numpy(job.pooled("train")))
     return linear
+
+
+def trees(job: Job, features: Array) -> TreesHead:
+    """Boosted trees for the label of `job`.
+
+    Args:
+        job: With its training targets.
+        features: Of the training samples [n, F].
+
+    Raises:
+        ConfigError: If something is to train below the trees, or by another loss than theirs.
+    """
+    config, kind = job.config.head, job.label.kind
+    if job.config.tuner["method"] != "none":
+        raise ConfigError(
+            "No gradient passes trees: what stands below them stays frozen.",
+            where="tuner.method",
+            expected="none",
+        )
+    if config.loss.kind not in ("ce", "weighted") or config.label_smoothing:
+        raise ConfigError(
+            f"Trees are not grown by head.loss.kind={config.loss.kind} with smoothed labels."
+            if config.label_smoothing
+            else f"Trees are not grown by head.loss.kind={config.loss.kind}.",
+            where="head.loss, head.label_smoothing",
+            expected="ce or weighted, and no smoothing",
+        )
+    targets = job.training_targets[job.splits.train]
+    weights = None
+    if kind == "continuous":
+        centre, spread = job.target_unit
+        targets = (targets - centre) / spread
+    elif config.loss.kind == "weighted" and kind in OF_CLASSES:
+        weights = compute_sample_weight("balanced", targets)
+    elif kind in WEIGHED and (config.pos_weight, config.unlabelled_weight) != (1.0, 1.0):
+        weights = np.where(targets == 1, config.pos_weight, config.unlabelled_weight)
+    started = time.perf_counter()
+    head = boosting.grow(
+        kind, features, targets, job.label.outputs,
+        config=config.trees, seed=job.config.seed, weights=weights,
+    )  # fmt: skip
+    job.fit_seconds += time.perf_counter() - started
+    return head
 
 
 def _grow(job: Job, head: LinearHead, folder: str) -> None:

@@ -34,6 +34,8 @@ from galenic.models.heads import LinearHead
 from galenic.tasks import classify
 from galenic.tasks._job import quickened
 
+# Kinds of head whose weights are one linear layer's.
+LINEAR = ("linear", "own")
 Array = np.ndarray[Any, np.dtype[Any]]
 PARTS = {"val": "validation", "test": "test"}
 # Of all other kinds, accuracy: what papers on merging normalise.
@@ -238,10 +240,10 @@ def opened(run: Run) -> Expert:
     """
     task, name = run.provenance.get("task"), run.path.name
     config = parse(classify.Config, run.config, str(run.path)) if task == "classify" else None
-    if config is None or run.state != "finished" or config.head.kind == "knn":
+    if config is None or run.state != "finished" or config.head.kind not in LINEAR:
         fault = f"is of the task '{task}'" if config is None else f"is {run.state}"
         if config is not None and run.state == "finished":
-            fault = "has no head of its own: it votes by neighbours"
+            fault = f"has no linear head, but one of the kind '{config.head.kind}'"
         raise ConfigError(
             f"'{name}' {fault}.",
             where=str(run.path),

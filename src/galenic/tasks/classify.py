@@ -119,17 +119,18 @@ class Job:
             return self.targets
         return self.targets[self.splits.shuffled(len(self.targets), self.config.seed)]
 
+    @property
+    def target_unit(self) -> tuple[float, float]:
+        """Centre and spread of a continuous target in training; 0 and 1 for other kinds."""
+        if self.label.kind != "continuous":
+            return 0.0, 1.0
+        known = self.training_targets[self.splits.train]
+        return float(known.mean()), float(known.std()) or 1.0
+
     def _objective(self) -> Classifier:
         kind, config = self.label.kind, self.config.head
-        train = self.splits.train
-        centre, spread = 0.0, 1.0
-        if kind == "continuous":
-            centre = float(self.training_targets[train].mean())
-            spread = float(self.training_targets[train].std()) or 1.0
-        if self._head is not None:
-            head = self._head(self)
-        else:
-            head = _heads.build(self, self.label.outputs, (centre, spread))
+        centre, spread = self.target_unit
+        head = self._head(self) if self._head is not None else _heads.build(self)
         tuners.attach(self.backbone, self.tuner)
         self.hooks = tuners.hooks(self.backbone, self.tuner)
         self.block = self._block()

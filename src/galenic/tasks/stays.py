@@ -37,12 +37,11 @@ from galenic.pipeline.frozen import Rows
 from galenic.pipeline.inputs import Inputs
 from galenic.pipeline.opening import describe, weights_of
 from galenic.pipeline.stays import StayCollate, StayEncoder, Stays, note_inputs
-from galenic.tasks import classify
+from galenic.tasks import _heads, classify
 from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._stays_config import Config
 from galenic.tasks._stays_reading import reading
 from galenic.tasks._stays_results import GATES, looked_at
-from galenic.tasks._stays_trees import tree_logits
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NETWORK = "network.safetensors"
@@ -169,7 +168,7 @@ class StaysJob(classify.Job):
 
     def _head_of(self, job: classify.Job) -> nn.Module:
         if self.config.network.kind == "trees":
-            return nn.Identity()
+            return _heads.trees(job, self._summaries("train"))
         width = int(self.network.width)  # type: ignore[arg-type]
         return ResidualHead(width, self.label.outputs, self.config.network.dropout)
 
@@ -195,18 +194,12 @@ class StaysJob(classify.Job):
         rows = getattr(self.splits, part)
         labels = self.training_targets if part != "test" else self.targets
         if self.config.network.kind == "trees":
-            return Rows(rows, labels, ahead={"features": self._trees()[rows]})
+            return Rows(rows, labels, ahead={"features": self._summaries(part)})
         return Rows(rows, labels, inputs=self.stays)  # type: ignore[arg-type]
 
-    def _trees(self) -> Array:
-        if "trees" not in self._features:
-            started = time.perf_counter()
-            table = summaries(self.stays.series["series"])
-            self._features["trees"] = tree_logits(
-                self.label.kind, table, self.training_targets, self.splits.train, self.config.seed
-            )
-            self.fit_seconds += time.perf_counter() - started
-        return self._features["trees"]
+    def _summaries(self, part: str) -> Array:
+        """Last, mean, lowest, highest and count of every channel, for the trees."""
+        return summaries(self.stays.series["series"])[getattr(self.splits, part)]
 
     def evaluate(self) -> None:
         """Predict, write every number, and say what the network looked at."""
