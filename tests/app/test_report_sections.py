@@ -220,3 +220,27 @@ def test_whiskers_end_where_the_metric_does() -> None:
     assert _drawn(points, "auroc") == [{"at": 0.0, "value": 0.9, "low": 0.0, "high": 1.0}]
     assert _drawn(points, "rmse") == points
     assert points[0]["low"] == -0.3
+
+
+def test_nothing_trained_stands_apart_under_its_own_name() -> None:
+    def arm(name: str, share: float) -> dict[str, Any]:
+        return {"name": name, "x": share, "value": 0.9, "low": 0.8, "high": 1.0, "pareto": True}
+
+    def ticks(*arms: dict[str, Any]) -> list[tuple[float, str]]:
+        drawn = plots.cost(arms, x="share", y="auroc", label="", log=True)
+        found = re.findall(r'class="tick" text-anchor="middle" x="([\d.]+)"[^>]*>([^<]+)<', drawn)
+        return [(float(place), name) for place, name in found]
+
+    both = ticks(arm("knn", 0.0), arm("full", 1.0))
+    assert [name for _, name in both] == ["0", "100%"]
+    marks = re.findall(r'cx="([\d.]+)"', plots.cost(
+        [arm("knn", 0.0), arm("full", 1.0)], x="share", y="auroc", label="", log=True
+    ))  # fmt: skip
+    assert [float(mark) for mark in marks] == [place for place, _ in both]
+    assert [n for _, n in ticks(arm("lora", 0.001), arm("full", 1.0))] == [
+        "0.1%",
+        "1%",
+        "10%",
+        "100%",
+    ]
+    assert [n for _, n in ticks(arm("knn", 0.0), arm("lora", 0.001))] == ["0", "0.1%"]

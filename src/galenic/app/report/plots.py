@@ -125,8 +125,14 @@ def cost(rows: Sequence[dict[str, Any]], *, x: str, y: str, label: str, log: boo
     highs = [v for row in rows for v in (row["low"], row["high"], row["value"]) if v is not None]
     xs = [shift(row["x"]) for row in rows]
     box = _bounds([(a, b) for a in xs for b in highs])
-    powers = range(math.ceil(box[0]), math.floor(box[1]) + 1)
-    parts = [_axes(box, x, y, [(value, _power(value)) for value in powers] if log else None)]
+    ticks = None
+    if log:
+        ticks = [(v, _power(v)) for v in range(math.ceil(box[0]), math.floor(box[1]) + 1)]
+        if any(row["x"] <= 0 for row in rows):
+            # Nothing has no logarithm: it stands apart, under its own name.
+            nothing = math.log10(floor)
+            ticks = [(nothing, "0"), *(tick for tick in ticks if tick[0] > nothing + 0.5)]
+    parts = [_axes(box, x, y, ticks)]
     places = [_place((at, row["value"]), box) for row, at in zip(rows, xs, strict=True)]
     names = _names([str(row["name"]) for row in rows], places)
     for row, at, (a, b), name in zip(rows, xs, places, names, strict=True):
