@@ -14,17 +14,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from galenic.data.cohort import Cohort
-    from galenic.launch import compare, run
+    from galenic.launch import compare, predict, run
     from galenic.models.backbone import open_backbone
 
 _HOMES = {
     "Cohort": "galenic.data.cohort",
     "compare": "galenic.launch",
     "open_backbone": "galenic.models.backbone",
+    "predict": "galenic.launch",
     "run": "galenic.launch",
 }
 
-__all__ = ["Cohort", "__version__", "compare", "open_backbone", "run"]
+__all__ = ["Cohort", "__version__", "compare", "open_backbone", "predict", "run"]
 
 
 def __getattr__(name: str) -> Any:

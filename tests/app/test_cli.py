@@ -24,7 +24,10 @@ from galenic.core.errors import DataError, MissingExtraError
 from galenic.core.recipes import open_recipe, recipe_path
 from galenic.core.run import Run
 
-VERBS = ["ls", "show", "cp", "run", "compare", "check", "report", "doctor"]
+VERBS = [
+    "ls", "show", "cp", "run", "predict", "compare", "curve", "protocol", "sites", "merge", "patch",
+    "port", "check", "report", "evidence", "doctor",
+]  # fmt: skip
 AUROC = {"value": 0.9, "low": 0.8, "high": 0.95, "level": 0.95, "n": 40}
 
 

@@ -45,10 +45,10 @@ def columns(
     label: list[str] | None,
     inputs: list[str] | None,
     patient_id: str | None,
-    kind: str | None,
-    site: str | None,
-    date: str | None,
-    split: str | None,
+    kind: str | None = None,
+    site: str | None = None,
+    date: str | None = None,
+    split: str | None = None,
 ) -> dict[str, Any]:
     """The options that name columns, as `launch` takes them."""
     one = label[0] if label and len(label) == 1 else label or None

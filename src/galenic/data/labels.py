@@ -149,6 +149,12 @@ def encode(spec: LabelSpec, table: pd.DataFrame) -> Array:
     return codes
 
 
+def missing(targets: Array) -> Array:
+    """Rows [n] that have no label at all, of targets as :func:`encode` gives them."""
+    found = np.isnan(targets) if targets.dtype.kind == "f" else targets < 0
+    return np.asarray(found.all(axis=1) if found.ndim > 1 else found)
+
+
 def require_seen(spec: LabelSpec, targets: Array, parts: Parts) -> None:
     """Check that training can teach every class that is asked for later.
 

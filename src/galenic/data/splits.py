@@ -13,7 +13,7 @@ from galenic.core.config import Config
 from galenic.core.errors import ConfigError, DataError
 from galenic.core.seeding import rng
 from galenic.data.cohort import Cohort
-from galenic.data.labels import LabelSpec
+from galenic.data.labels import LabelSpec, missing
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PARTS = ("train", "val", "test")
@@ -108,8 +108,7 @@ def _labelled(cohort: Cohort) -> tuple[Array, Array]:
     if cohort.label is None:
         return np.arange(len(cohort)), np.zeros(len(cohort), dtype=np.int64)
     targets = cohort.targets()
-    missing = np.isnan(targets) if targets.dtype.kind == "f" else targets < 0
-    rows = np.flatnonzero(~(missing.all(axis=1) if missing.ndim > 1 else missing))
+    rows = np.flatnonzero(~missing(targets))
     return rows, strata_of(cohort.label, targets[rows])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,18 @@ class TabularEncoder:
             raise DataError("No feature column has a value in training.")
         return cls(numeric, tuple(flagged), categories)
 
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> TabularEncoder:
+        """What :meth:`state` gave, read back."""
+        numeric = {name: tuple(values) for name, values in state["numeric"].items()}
+        known = {name: tuple(values) for name, values in state["categories"].items()}
+        return cls(numeric, tuple(state["flagged"]), known)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a table that it reads."""
+        return [*self.numeric, *self.categories]
+
     @property
     def names(self) -> list[str]:
         """Name of each column of the matrix."""
@@ -74,10 +87,14 @@ class TabularEncoder:
         ]
 
     def transform(self, table: pd.DataFrame) -> Array:
-        """float32 [n, F]."""
+        """float32 [n, F].
+
+        Raises:
+            DataError: If a cell holds a word where training had numbers.
+        """
         columns: list[Array] = []
         for column, (median, mean, spread) in self.numeric.items():
-            values = table[column].to_numpy(dtype=float, na_value=np.nan)
+            values = _numbers(table[column])
             columns.append((np.where(np.isnan(values), median, values) - mean) / spread)
         columns += [table[column].isna().to_numpy(dtype=float) for column in self.flagged]
         for column, known in self.categories.items():
@@ -92,3 +109,15 @@ class TabularEncoder:
             "flagged": list(self.flagged),
             "categories": {name: list(values) for name, values in self.categories.items()},
         }
+
+
+def _numbers(column: pd.Series) -> Array:
+    found = pd.to_numeric(column, errors="coerce")
+    words = found.isna() & column.notna()
+    if words.any():
+        raise DataError(
+            f"'{column[words].iloc[0]}' is no number.",
+            where=f"row {int(np.flatnonzero(words)[0])}, column '{column.name}'",
+            expected="a number, as in training, or nothing",
+        )
+    return found.to_numpy(dtype=float, na_value=np.nan)

@@ -106,7 +106,9 @@ def score(
             "validation": results["val"],
         }
     }
-    if kind != "continuous":
+    if kind == "continuous":
+        documents["metrics.json"]["unit"] = list(unit)
+    else:
         documents["calibration.json"] = calibrate(
             kind,
             (targets["val"], logits["val"]),

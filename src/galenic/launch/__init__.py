@@ -1,4 +1,4 @@
-"""The two verbs: `run` one recipe, `compare` several on the same patients."""
+"""The verbs: `run` one recipe, `compare` several on the same patients, `predict` for others."""
 
 from __future__ import annotations
 
@@ -94,14 +94,49 @@ def run(
         )
     parsed = parse(task.Config, config, where=f"recipe {opened.recipe}")
     made = Run.create(Path(out), opened.recipe, path=path)
+    return _carry_out(task, parsed, _begun(made, parsed, opened.recipe, opened.task))
+
+
+def predict(
+    trained: str | Path,
+    data: str | Path,
+    *,
+    columns: Mapping[str, Any] | None = None,
+    out: str | Path = "runs",
+    path: Path | None = None,
+    **values: Any,
+) -> Run:
+    """Predict other samples by a finished run, and score what of them has a label.
+
+    Args:
+        trained: Folder of a run of `classify`; the data that it was trained on need not be there.
+        data: As for :func:`run`.
+        columns: As for :func:`run`; what is not named is read by the columns of the run.
+        out: As for :func:`run`.
+        path: As for :func:`run`.
+        **values: Keys of the config of :mod:`galenic.tasks.predict`.
+
+    Raises:
+        GalenicError: For anything the user can put right; the new folder then says `failed`.
+    """
+    task = registry.load(TASKS, "predict")
+    named = {k: v for k, v in (columns or {}).items() if v is not None}
+    given = {"trained": str(trained), "data": str(data), "columns": named, **values}
+    parsed = parse(task.Config, given, where="predict")
+    recipe = Run.open(Path(trained)).provenance.get("recipe", "predict")
+    made = Run.create(Path(out), "predict", path=path)
+    return _carry_out(task, parsed, _begun(made, parsed, recipe, "predict"))
+
+
+def _begun(made: Run, config: Any, recipe: str, task: str) -> Run:
     made.start(
-        parsed.model_dump(mode="json"),
-        recipe=opened.recipe,
-        task=opened.task,
+        config.model_dump(mode="json"),
+        recipe=recipe,
+        task=task,
         command=command(),
-        seed=parsed.seed,
+        seed=config.seed,
     )
-    return _carry_out(task, parsed, made)
+    return made
 
 
 def _resume(path: Path) -> Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,6 +141,14 @@ class NeighbourHead(nn.Module):
         self.temperature = temperature
         self.register_buffer("features", torch.zeros(0, width))
         self.register_buffer("targets", torch.zeros(0, outputs))
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor], neighbours: int, temperature: float) -> NeighbourHead:
+        """A head that remembers what another one's state says."""
+        features, targets = state["features"], state["targets"]
+        head = cls(features.shape[1], targets.shape[1], neighbours, temperature)
+        head.features, head.targets = features, targets
+        return head
 
     def remember(self, features: Tensor, targets: Tensor) -> None:
         """Keep training features [N, width] and what each votes for [N, outputs].

@@ -16,6 +16,9 @@ from galenic.models.backbone import Backbone, Pool, open_backbone
 from galenic.pipeline.config import DEFAULT_BACKBONES, InputConfig
 from galenic.pipeline.inputs import Array, Inputs, single_input
 
+# How a table was encoded.
+ENCODING = "table.json"
+
 
 def open_inputs(
     cohort: Cohort,
@@ -43,29 +46,19 @@ def open_inputs(
         ConfigError: If leads are asked of what is no tracing.
         BackboneError: If the network cannot be opened, or does not read this modality.
     """
-    column, modality = single_input(cohort)
-    if config.ecg is not None and modality != "ecg":
-        raise ConfigError(f"The input is {modality}, no tracing.", where="input.ecg")
-    channels, table = config.channels, None
-    if modality == "table":
+    encoder = None
+    if single_input(cohort)[1] == "table":
         encoder = TabularEncoder.fit(cohort.features(), train)
-        table = encoder.transform(cohort.features())
-        run.write_json("table.json", encoder.state())
-        channels = table.shape[1]
-    elif modality == "ecg" and channels is None and len(cohort):
-        # Leads are no colours: a network of three channels is widened to as many as there are.
-        value = cohort.read(int(train[0]))[column]
-        channels = len(value.samples) if isinstance(value, Signal) else None
-    opened = open_network(
-        DEFAULT_BACKBONES[modality] if backbone == "auto" else backbone,
-        modality=modality,
-        channels=channels,
-        size=config.sides,
-        max_length=config.max_length,
-        ecg=None if config.ecg is None else config.ecg.spec(),
+        run.write_json(ENCODING, encoder.state())
+    opened, inputs = network_for(
+        cohort,
+        encoder=encoder,
+        first=int(train[0]) if len(train) else 0,
+        backbone=backbone,
         pool=pool,
+        config=config,
+        open_network=open_network,
     )
-    inputs = Inputs(cohort, opened, table=table)
     run.update_provenance(data=describe(cohort), weights=weights_of(opened))
     if inputs.cut is not None:
         cut = inputs.cut
@@ -77,6 +70,55 @@ def open_inputs(
     return opened, inputs
 
 
+def network_for(
+    cohort: Cohort,
+    *,
+    encoder: TabularEncoder | None = None,
+    first: int = 0,
+    backbone: str,
+    pool: Pool = "auto",
+    config: InputConfig,
+    open_network: Callable[..., Backbone] = open_backbone,
+) -> tuple[Backbone, Inputs]:
+    """The network, and the inputs of a cohort as it reads them.
+
+    Args:
+        cohort: One input column.
+        encoder: Of a table.
+        first: Row whose tracing says how many leads there are.
+        backbone: As for :func:`open_inputs`.
+        pool: The same.
+        config: The same.
+        open_network: The same.
+
+    Raises:
+        DataError: If the cohort has several inputs.
+        ConfigError: If leads are asked of what is no tracing.
+        BackboneError: If the network cannot be opened, or does not read this modality.
+    """
+    column, modality = single_input(cohort)
+    if config.ecg is not None and modality != "ecg":
+        raise ConfigError(f"The input is {modality}, no tracing.", where="input.ecg")
+    channels, table = config.channels, None
+    if encoder is not None:
+        table = encoder.transform(cohort.features())
+        channels = table.shape[1]
+    elif modality == "ecg" and channels is None and len(cohort):
+        # Leads are no colours: a network of three channels is widened to as many as there are.
+        value = cohort.read(first)[column]
+        channels = len(value.samples) if isinstance(value, Signal) else None
+    opened = open_network(
+        DEFAULT_BACKBONES[modality] if backbone == "auto" else backbone,
+        modality=modality,
+        channels=channels,
+        size=config.sides,
+        max_length=config.max_length,
+        ecg=None if config.ecg is None else config.ecg.spec(),
+        pool=pool,
+    )
+    return opened, Inputs(cohort, opened, table=table)
+
+
 def describe(cohort: Cohort) -> dict[str, object]:
     """What the provenance of a run says of its data."""
     found: dict[str, object] = {
@@ -86,6 +128,7 @@ def describe(cohort: Cohort) -> dict[str, object]:
         "license": cohort.license,
         "n": len(cohort),
         "patients": int(np.unique(cohort.patient_ids).size),
+        "inputs": list(cohort.inputs),
     }
     if cohort.label is not None:
         found |= {"kind": cohort.label.kind, "classes": list(cohort.label.classes)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,14 +12,14 @@ import torch
 from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_sample_weight
-from torch import nn
+from torch import Tensor, nn
 
 from galenic.core.config import Config
 from galenic.core.errors import ConfigError
 from galenic.core.run import Run
 from galenic.models.growth import grow, sources
 from galenic.models.heads import CumulativeHead, LinearHead, NeighbourHead
-from galenic.models.trees import TreesHead
+from galenic.models.trees import Forest, TreesHead
 from galenic.pipeline import boosting
 from galenic.pipeline.boosting import TreesConfig
 from galenic.pipeline.votes import votes_of
@@ -118,6 +119,27 @@ def build(job: Job) -> nn.Module:
     elif config.standardise:
         linear.standardise(torch.from_numpy(job.pooled("train")))
     return linear
+
+
+def restored(config: HeadConfig, state: Mapping[str, Tensor]) -> nn.Module:
+    """The head of a finished run, without its data.
+
+    Args:
+        config: Of the run.
+        state: What it saved.
+    """
+    if config.kind == "knn":
+        return NeighbourHead.of(state, config.neighbours, config.temperature)
+    if config.kind == "trees":
+        return TreesHead(Forest(**state))
+    if config.kind == "cumulative":
+        return _filled(CumulativeHead(state["mean"].shape[0], len(state["log_gaps"]) + 2), state)
+    return _filled(LinearHead(*reversed(state["linear.weight"].shape)), state)
+
+
+def _filled(head: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    head.load_state_dict(dict(state))
+    return head
 
 
 def trees(job: Job, features: Array) -> TreesHead:

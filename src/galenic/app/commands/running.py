@@ -1,4 +1,4 @@
-"""`run | compare | curve | sites`: what trains."""
+"""`run | predict | compare | curve | sites`: what trains, and what was trained at work."""
 
 from __future__ import annotations
 
@@ -108,6 +108,40 @@ def run(
     )
     if made.main:
         _tell(made)
+
+
+@app.command(
+    epilog=examples(
+        "galenic predict runs/lora-0001 --data new.csv",
+        "galenic predict runs/lora-0001 --data other-hospital.csv --label diagnosis --patient-id pid",
+    )
+)
+@guarded
+def predict(
+    trained: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    data: Annotated[str, typer.Option("--data", "-d", help="The new samples, as for `run`.")],
+    label: Label = None,
+    inputs: Inputs = None,
+    patient_id: Patient = None,
+    site: Site = None,
+    out: Out = Path("runs"),
+    name: Annotated[str | None, typer.Option("--name", help="Name of the new folder.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Predict other samples by a finished run; those with a label are scored."""
+    from galenic import launch
+
+    quiet_libraries()
+    made = launch.predict(
+        trained,
+        data,
+        columns=columns(label, inputs, patient_id, site=site),
+        out=out,
+        path=None if name is None else out / name,
+    )
+    if (made.path / "metrics.json").is_file():
+        _tell(made)
+    typer.echo(f"predictions: {made.path / 'predictions.csv'}")
 
 
 @app.command(

@@ -125,7 +125,7 @@ def cost(rows: Sequence[dict[str, Any]], *, x: str, y: str, label: str, log: boo
     highs = [v for row in rows for v in (row["low"], row["high"], row["value"]) if v is not None]
     xs = [shift(row["x"]) for row in rows]
     box = _bounds([(a, b) for a in xs for b in highs])
-    ticks = None
+    ticks: list[tuple[float, str]] | None = None
     if log:
         ticks = [(v, _power(v)) for v in range(math.ceil(box[0]), math.floor(box[1]) + 1)]
         if any(row["x"] <= 0 for row in rows):
