@@ -97,6 +97,15 @@ def test_a_finished_run_gives_its_predictions_again(stripes: Path, tmp_path: Pat
     np.testing.assert_allclose(shares, scores, rtol=1e-5)
 
 
+def test_the_chosen_probe_predicts_other_samples(stripes: Path, tmp_path: Path) -> None:
+    run = start(stripes, tmp_path)
+    made = launch.predict(run.path, stripes, out=tmp_path)
+    before, after = (pd.read_parquet(one.path / "predictions.parquet") for one in (run, made))
+    before = before[before["split"] == "test"].set_index("row").filter(regex="^score")
+    after = after.set_index("row").loc[before.index].filter(regex="^score")
+    np.testing.assert_allclose(after, before, atol=1e-6)
+
+
 def test_shuffled_labels_teach_nothing(stripes: Path, tmp_path: Path) -> None:
     assert start(stripes, tmp_path / "a", "schedule.epochs=30").metrics["auroc"].value > 0.8
     control = start(stripes, tmp_path / "b", "schedule.epochs=30", "shuffle_labels=true")

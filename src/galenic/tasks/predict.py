@@ -13,6 +13,7 @@ import pandas as pd
 from pydantic import Field
 from safetensors.torch import load_file
 from scipy.special import logit
+from torch import nn
 
 from galenic import tuners
 from galenic.core.config import Config as BaseConfig
@@ -28,22 +29,31 @@ from galenic.data.labels import LabelSpec, missing
 from galenic.data.manifest import column_for, require_column
 from galenic.data.tabular import TabularEncoder
 from galenic.evaluation.protocol import ScoreConfig, score, to_scores
+from galenic.models.backbone import Backbone
 from galenic.objectives.classification import Classifier, TargetKind
 from galenic.pipeline.config import Columns
 from galenic.pipeline.encoder import PooledEncoder
 from galenic.pipeline.inputs import Collate
+from galenic.pipeline.levels import LevelEncoder
 from galenic.pipeline.opening import ENCODING, describe, network_for, weights_of
 from galenic.pipeline.votes import logits_of
-from galenic.tasks import _classify_config, _heads
+from galenic.tasks import _classify_config, _heads, probe
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TABLE = "predictions.csv"
 
 
+# Tasks whose runs are taken, and what each was told.
+TASKS: dict[str, type[_classify_config.Config]] = {
+    "classify": _classify_config.Config,
+    "probe": probe.Config,
+}
+
+
 class Config(BaseConfig):
     """Everything that `predict` can be told."""
 
-    trained: str = Field(description="Folder of a finished run of `classify`.")
+    trained: str = Field(description="Folder of a finished run.")
     data: str
     columns: Columns = Columns()
     score: ScoreConfig = ScoreConfig()
@@ -53,7 +63,7 @@ class Config(BaseConfig):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run of `classify` left.
+    """What a run left.
 
     Attributes:
         run: Its folder.
@@ -74,17 +84,17 @@ class Trained:
         """Read the folder.
 
         Raises:
-            ConfigError: If it is no finished run of `classify`.
+            ConfigError: If it is not finished, or of a task that is not taken.
         """
         task = run.provenance.get("task")
-        if task != "classify" or run.state != "finished":
-            fault = f"of the task '{task}'" if task != "classify" else run.state
+        if task not in TASKS or run.state != "finished":
+            fault = run.state if task in TASKS else f"of the task '{task}'"
             raise ConfigError(
                 f"'{run.path.name}' is {fault}.",
                 where=str(run.path),
-                expected="a finished run of `classify`, such as `galenic run linear`",
+                expected=f"a finished run of {' or '.join(TASKS)}, such as `galenic run linear`",
             )
-        config = parse(_classify_config.Config, run.config, str(run.path))
+        config = parse(TASKS[task], run.config, str(run.path))
         found = run.read_json("metrics.json")
         unit = found.get("unit", (0.0, 1.0))
         return cls(run, config, found["kind"], tuple(found["classes"]), (unit[0], unit[1]))
@@ -188,14 +198,23 @@ def _logits(
     tuner = tuners.parse_tuner(own.tuner)
     if (trained.run.path / "adapter").is_dir():
         tuners.load(backbone, tuner, trained.run.path / "adapter")
-    head = _heads.restored(own.head, load_file(trained.run.path / "head.safetensors"))
-    objective = Classifier(PooledEncoder(backbone), head, cast("TargetKind", trained.kind))
+    objective = Classifier(*_parts(trained, backbone), cast("TargetKind", trained.kind))
     logits = predict(
         objective, inputs, collate=Collate.of(backbone), batch_size=config.batch_size
     )["logits"]  # fmt: skip
     if own.head.kind == "knn":
         logits = logits_of(trained.kind, logits)
     return logits, count_parameters(objective)[1]
+
+
+def _parts(trained: Trained, backbone: Backbone) -> tuple[nn.Module, nn.Module]:
+    """Encoder and head."""
+    state = load_file(trained.run.path / "head.safetensors")
+    if isinstance(trained.config, probe.Config):
+        chosen = probe.Choice(**trained.run.read_json("probe.json")["chosen"])
+        levels = LevelEncoder(backbone, max(trained.config.probe.blocks))
+        return levels, probe.restored(levels, chosen, state)
+    return PooledEncoder(backbone), _heads.restored(trained.config.head, state)
 
 
 def _table(trained: Trained, logits: Array) -> pd.DataFrame:

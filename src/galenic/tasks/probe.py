@@ -8,6 +8,7 @@ samples are read once, behind the choice.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from galenic.core.config import Config as BaseConfig
 from galenic.core.errors import ConfigError
@@ -80,6 +81,20 @@ def load(run: Run) -> tuple[ProbeJob, Classifier]:
     job = reopened(run, Config, ProbeJob)
     job.objective = job.classifier(Choice(**run.read_json("probe.json")["chosen"]))
     return classify.restored(job)
+
+
+def restored(levels: LevelEncoder, choice: Choice, state: Mapping[str, Tensor]) -> ProbeHead:
+    """The chosen probe of a finished run, without its data.
+
+    Args:
+        levels: On the network of the run.
+        choice: What its `probe.json` says.
+        state: What it saved.
+    """
+    columns = levels.columns(choice.blocks, choice.average)
+    head = ProbeHead(columns, len(state["head.linear.bias"]))
+    head.load_state_dict(dict(state))
+    return head
 
 
 class ProbeJob(classify.Job):
