@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,28 @@ def test_frozen_network_stays_and_its_maps_may_be_computed_ahead(discs, tmp_path
     live = start("segment-unet", discs, tmp_path / "b", *options)
     first, second = (pd.read_parquet(one.path / "cases.parquet") for one in (run, live))
     pd.testing.assert_frame_equal(first, second, atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["segment-unet", "segment-full"])
+def test_masks_of_other_pictures(recipe: str, discs: Path, tmp_path: Path) -> None:
+    run = start(recipe, discs, tmp_path, "schedule.epochs=2")
+    rows = run.read_json("splits.json")["test"]
+    own = shutil.copytree(discs.parent, tmp_path / "elsewhere")
+    pd.read_csv(discs).iloc[rows].to_csv(own / "new.csv", index=False)
+    made = launch.predict(run.path, own / "new.csv", out=tmp_path)
+    for place, row in enumerate(rows):
+        before, after = (one / "masks" for one in (run.path, made.path))
+        assert (after / f"{place}.png").read_bytes() == (before / f"{row}.png").read_bytes()
+    for name, figure in run.metrics.items():
+        assert made.metrics[name].value == pytest.approx(figure.value)
+    listed = pd.read_csv(made.path / "predictions.csv")
+    pixels = [np.asarray(Image.open(made.path / name)) for name in listed["mask"]]
+    assert listed.filter(like="pixels").sum(axis=1).tolist() == [(p > 0).sum() for p in pixels]
+    # Without masks there are masks, and no figures.
+    pd.read_csv(own / "new.csv").drop(columns="mask").to_csv(own / "bare.csv", index=False)
+    bare = launch.predict(run.path, own / "bare.csv", out=tmp_path)
+    assert not (bare.path / "metrics.json").exists()
+    assert (bare.path / "masks/0.png").read_bytes() == (made.path / "masks/0.png").read_bytes()
 
 
 def test_shuffled_masks_teach_nothing(discs: Path, tmp_path: Path) -> None:

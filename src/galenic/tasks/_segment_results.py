@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 from torch.utils.data import Subset
 
 from galenic.core.prediction import predict
 from galenic.evaluation.masks import MAIN, METRICS, compare, summarise
 from galenic.pipeline import mask_files
+from galenic.pipeline.inputs import Collate
 from galenic.pipeline.masked import MaskedRows, whole
 
 if TYPE_CHECKING:
@@ -29,7 +31,10 @@ def write_results(job: Job) -> None:
     for part, key in (("val", "validation"), ("test", "test")):
         rows = getattr(job.splits, part)
         values = np.empty((len(rows), len(job.structures), len(METRICS)))
-        for place, codes in enumerate(_predicted(job, part)):
+        batch = job.config.schedule.eval_batch_size
+        data = job.rows(part, masks=False)
+        found = predicted(job.objective, data, rows, job.survey.shapes, batch)
+        for place, codes in enumerate(found):
             row = int(rows[place])
             true, spacing = job.masks.codes(row), job.masks.spacing(row)
             values[place] = compare(codes, true, len(job.structures), spacing)
@@ -43,7 +48,7 @@ def write_results(job: Job) -> None:
         )  # fmt: skip
         metrics[key] = {name: figure.to_dict() for name, figure in mean.items()}
         structures[key] = [{name: figure.to_dict() for name, figure in own.items()} for own in each]
-        tables.append(_table(job, part, rows, groups, values))
+        tables.append(table_of(job.structures, part, rows, groups, values))
     job.run.write_json(
         "metrics.json", {"main": MAIN, "kind": "mask", "classes": job.structures, **metrics}
     )
@@ -54,31 +59,38 @@ def write_results(job: Job) -> None:
     job.run.log({"event": "scored", MAIN: metrics["test"][MAIN]["value"]})
 
 
-def _predicted(job: Job, part: str) -> Iterator[Array]:
-    """Codes of each case of a part, in its own size."""
-    rows, data = getattr(job.splits, part), job.rows(part, masks=False)
+def predicted(
+    objective: nn.Module,
+    data: MaskedRows,
+    rows: Array,
+    shapes: Sequence[tuple[int, ...]],
+    batch_size: int,
+) -> Iterator[Array]:
+    """Codes of each case, in its own size.
+
+    Args:
+        objective: Trained.
+        data: The frames of the cases.
+        rows: Of the cases, in the order of their frames.
+        shapes: Of every row of the cohort.
+        batch_size: Frames a batch.
+    """
     ends = np.cumsum([0, *(int((data.frames.row == row).sum()) for row in rows)])
     for start in range(0, len(rows), CASES):
         stop = min(start + CASES, len(rows))
-        logits = _logits(job, data, int(ends[start]), int(ends[stop]))
+        part = Subset(data, range(int(ends[start]), int(ends[stop])))
+        logits = predict(objective, part, collate=Collate(), batch_size=batch_size)["logits"]
         for place in range(start, stop):
             own = logits[ends[place] - ends[start] : ends[place + 1] - ends[start]]
-            yield whole(own, job.survey.shapes[int(rows[place])])
+            yield whole(own, shapes[int(rows[place])])
 
 
-def _logits(job: Job, data: MaskedRows, start: int, stop: int) -> Array:
-    found = predict(
-        job.objective,
-        Subset(data, range(start, stop)),
-        collate=job.collate,
-        batch_size=job.config.schedule.eval_batch_size,
-    )
-    return found["logits"]
-
-
-def _table(job: Job, part: str, rows: Array, groups: Array, values: Array) -> pd.DataFrame:
+def table_of(
+    structures: Sequence[str], part: str, rows: Array, groups: Array, values: Array
+) -> pd.DataFrame:
+    """One row a case: its figures [structures, metrics] beside row, patient and part."""
     columns: dict[str, Any] = {"row": rows, "group": groups, "split": part}
-    for k in range(len(job.structures)):
+    for k in range(len(structures)):
         columns |= {f"{name}_{k}": values[:, k, place] for place, name in enumerate(METRICS)}
     return pd.DataFrame(columns)
 

@@ -24,6 +24,7 @@ from galenic.data.labels import refuse_unseen, require_kind
 from galenic.data.masks import MOST_VALUES, MaskFaults, Masks, survey
 from galenic.data.splits import make_splits
 from galenic.evaluation.masks import MAIN
+from galenic.models.backbone import Backbone
 from galenic.models.decoders import LinearDecoder, UNetDecoder
 from galenic.objectives.segmentation import Segmenter
 from galenic.pipeline.balance import balance_of
@@ -34,7 +35,7 @@ from galenic.pipeline.maps import MapEncoder
 from galenic.pipeline.masked import Frames, MaskedRows
 from galenic.pipeline.opening import open_inputs
 from galenic.tasks._job import carry_out, fit_stages, layer_depths, reopened
-from galenic.tasks._segment_config import Config
+from galenic.tasks._segment_config import Config, DecoderConfig
 from galenic.tasks._segment_results import write_results
 
 __all__ = ["FILES", "TABLE", "Config", "Job", "load", "run"]
@@ -77,6 +78,21 @@ def load(run: Run) -> tuple[Job, Segmenter]:
         tuners.load(job.backbone, job.tuner, run.path / "adapter")
     job.objective.decoder.load_state_dict(load_file(run.path / DECODER))
     return job, job.objective.eval()
+
+
+def parts(backbone: Backbone, decoder: DecoderConfig, classes: int) -> tuple[MapEncoder, nn.Module]:
+    """Encoder and untrained decoder.
+
+    Args:
+        backbone: With its tuner, if any.
+        decoder: Which.
+        classes: Codes there are, background included.
+    """
+    encoder = MapEncoder(backbone, decoder.levels if decoder.kind == "unet" else 1)
+    channels, size = [shape[0] for shape in encoder.shapes], backbone.inputs.size or ()
+    if decoder.kind == "unet":
+        return encoder, UNetDecoder(channels, classes, size, decoder.width)
+    return encoder, LinearDecoder(channels, classes, size)
 
 
 class Job:
@@ -156,12 +172,7 @@ class Job:
         config, decoder = self.config, self.config.decoder
         tuners.attach(self.backbone, self.tuner)
         self.hooks = tuners.hooks(self.backbone, self.tuner)
-        encoder = MapEncoder(self.backbone, decoder.levels if decoder.kind == "unet" else 1)
-        size = self.backbone.inputs.size or ()
-        channels, classes = [shape[0] for shape in encoder.shapes], len(self.structures) + 1
-        head: nn.Module = LinearDecoder(channels, classes, size)
-        if decoder.kind == "unet":
-            head = UNetDecoder(channels, classes, size, decoder.width)
+        encoder, head = parts(self.backbone, decoder, len(self.structures) + 1)
         shapes = self.survey.shapes
         self.frames = Frames(self.cohort, self.backbone, shapes)
         self.varied = Frames(self.cohort, self.backbone, shapes, config.input.augment)

@@ -1,0 +1,20 @@
+"""Everything that the task `predict` can be told."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from galenic.core.config import Config as BaseConfig
+from galenic.evaluation.protocol import ScoreConfig
+from galenic.pipeline.config import Columns
+
+
+class Config(BaseConfig):
+    """Everything that `predict` can be told."""
+
+    trained: str = Field(description="Folder of a finished run.")
+    data: str
+    columns: Columns = Columns()
+    score: ScoreConfig = ScoreConfig()
+    batch_size: int = Field(64, ge=1)
+    seed: int = Field(0, ge=0, description="Of the bootstrap.")

@@ -1,0 +1,130 @@
+"""What predicting needs of a finished run: its columns on new samples, and its network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from galenic import tuners
+from galenic.core.errors import WeightsError
+from galenic.core.progress import tell
+from galenic.core.run import Run
+from galenic.core.seeding import seed_everything
+from galenic.data.cohort import Cohort
+from galenic.data.labels import LabelSpec
+from galenic.data.manifest import column_for, require_column
+from galenic.data.tabular import TabularEncoder
+from galenic.models.backbone import Backbone
+from galenic.pipeline.config import Columns, InputConfig
+from galenic.pipeline.inputs import Inputs
+from galenic.pipeline.opening import describe, network_for, weights_of
+from galenic.tasks._predict_config import Config
+
+
+class Told(Protocol):
+    """What every task that trains on a cohort is told."""
+
+    @property
+    def columns(self) -> Columns: ...
+    @property
+    def backbone(self) -> str: ...
+    @property
+    def input(self) -> InputConfig: ...
+    @property
+    def tuner(self) -> dict[str, Any]: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def cohort_of(
+    config: Config, trained: Run, columns: Columns, encoder: TabularEncoder | None = None
+) -> Cohort:
+    """The new samples, read by the columns that the run read where none are named; no label.
+
+    Args:
+        config: What was asked.
+        trained: The finished run.
+        columns: Its own.
+        encoder: Its own, of a table.
+    """
+    asked, known = config.columns, trained.provenance["data"].get("inputs")
+    given: dict[str, Any] = {
+        "inputs": (asked.inputs or columns.inputs or known) if encoder is None else encoder.columns,
+        # Not guessed: a manifest in which all are of one class is as good as another here.
+        "label": (),
+        **asked.model_dump(include={"patient_id", "site", "date"}),
+    }
+    cohort = Cohort.open(config.data, **given)
+    if asked.patient_id is None and columns.patient_id in cohort.table:
+        cohort = Cohort.open(config.data, **given | {"patient_id": columns.patient_id})
+    return cohort
+
+
+def label_in(
+    table: Sequence[str], asked: Columns, columns: Columns, kind: str, classes: Sequence[str]
+) -> LabelSpec | None:
+    """Where a new manifest holds what is predicted; None where it does not.
+
+    Args:
+        table: Columns of the new manifest.
+        asked: What was asked.
+        columns: Of the finished run.
+        kind: Of its label.
+        classes: Of its label, in the order of the logits.
+
+    Raises:
+        DataError: If the column that was asked for is not there.
+    """
+    own = asked.label or columns.label or column_for("label", None, table)
+    if own is None:
+        return None
+    names = (own,) if isinstance(own, str) else tuple(own)
+    if asked.label is not None:
+        for name in names:
+            require_column(name, table)
+    if not set(names) <= set(table):
+        return None
+    return LabelSpec(cast("Any", kind), names, tuple(classes))
+
+
+def network_of(
+    trained: Run, told: Told, cohort: Cohort, run: Run, encoder: TabularEncoder | None = None
+) -> tuple[Backbone, Inputs]:
+    """The network as the run left it, and the new samples as it reads them.
+
+    Args:
+        trained: The finished run.
+        told: Its config.
+        cohort: The new samples.
+        run: Gets data and weights in its provenance.
+        encoder: As for :func:`cohort_of`.
+
+    Raises:
+        WeightsError: If the network is not the one that the run stands on.
+    """
+    if cohort.fingerprint == trained.provenance["data"]["fingerprint"]:
+        tell("The run was trained on these very samples: its figures for them are no test.")
+    # A network with random weights is drawn again, as the run drew it.
+    seed_everything(told.seed)
+    backbone, inputs = network_for(
+        cohort,
+        encoder=encoder,
+        backbone=told.backbone,
+        pool=getattr(told, "pool", "auto"),
+        config=told.input,
+    )
+    weights = trained.provenance["weights"]
+    if backbone.fingerprint != weights["fingerprint"]:
+        raise WeightsError(
+            f"'{backbone.spec}' is not the network that '{trained.path.name}' was trained on.",
+            where=str(trained.path),
+            expected=f"fingerprint {weights['fingerprint']}, here it is {backbone.fingerprint}",
+        )
+    run.update_provenance(
+        data=describe(cohort),
+        weights=weights_of(backbone),
+        trained={"run": trained.path.name, "data": trained.provenance["data"]["name"]},
+    )
+    if (trained.path / "adapter").is_dir():
+        tuners.load(backbone, tuners.parse_tuner(told.tuner), trained.path / "adapter")
+    return backbone, inputs
