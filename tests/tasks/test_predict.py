@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import galenic
+from galenic.app.report import write
 from galenic.core.errors import ConfigError, DataError, GalenicError, WeightsError
 from galenic.core.progress import tell
 from galenic.core.run import Run
@@ -109,6 +110,16 @@ def test_what_a_tuner_added_is_there(recipe: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(scores_of(made)[rows], scores_of(run), atol=1e-5)
     plain = galenic.run("linear", "sample:icd10", out=tmp_path, quick=True, overrides=["seed=3"])
     assert np.abs(scores_of(plain) - scores_of(run)).max() > 1e-3
+
+
+def test_its_report_says_whose_prediction_it_is(clinic: Path, tmp_path: Path) -> None:
+    run = trained("linear", clinic, tmp_path, "binary")
+    table = pd.read_csv(clinic).iloc[:50]
+    table.to_csv(tmp_path / "elsewhere.csv", index=False)
+    made = galenic.predict(run.path, tmp_path / "elsewhere.csv", out=tmp_path)
+    text = write(made.path).read_text()
+    assert "Predicted by <code>linear-0001</code>, which was trained on visits.csv" in text
+    assert "parameters trained" not in text and not (made.path / "README.md").exists()
 
 
 def test_samples_without_labels_are_predicted_and_not_scored(clinic: Path, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def write(path: Path) -> Path:
         context, template = read_merged(run), "sweep.html.j2"
     else:
         context = read_run(run) | {"sweep": read_sweep(run)}
-        write_card(run)
+        if run.provenance.get("task") != "predict":
+            # A prediction made no model: that one's card lies with its run.
+            write_card(run)
     target = run.path / "report.html"
     atomic_write(target, _environment().get_template(template).render(**context))
     return target
