@@ -63,11 +63,11 @@ def label_only_in_test(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(split=parts, label=labels)
 
 
+# `predict` has no recipe, it takes a run: what it refuses stands with its own tests.
+TASKS = [name for name in registry.modules("galenic.tasks") if name != "predict"]
 # Tasks that read a cohort; the others say that they do not.
 ON_COHORTS = [
-    name
-    for name in registry.modules("galenic.tasks")
-    if getattr(registry.load("galenic.tasks", name), "READS_COHORT", True)
+    name for name in TASKS if getattr(registry.load("galenic.tasks", name), "READS_COHORT", True)
 ]
 BROKEN = {
     empty: "no rows|empty",
@@ -131,7 +131,7 @@ def test_broken_manifest_gives_a_clear_error(task: str, breaks, tmp_path: Path) 
     assert "p0" not in done.output.replace("cohort", "")
 
 
-@pytest.mark.parametrize("task", registry.modules("galenic.tasks"))
+@pytest.mark.parametrize("task", TASKS)
 def test_missing_manifest_names_the_file(task: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["run", RECIPE_OF_TASK[task], "--data", str(tmp_path / "nothing.csv")]

@@ -163,8 +163,11 @@ def test_what_cannot_be_predicted_is_named(clinic: Path, tmp_path: Path) -> None
 
     refused(DataError, "no column 'lactate'", table.rename(columns={"lactate": "lactat"}))
     refused(DataError, "'maybe' is none of the classes", table.assign(died="maybe"))
+    refused(DataError, "no rows", table.iloc[:0])
     refused(DataError, "no column 'dead'", table, label="dead")
     refused(DataError, "'old' is no number", table.assign(age="old"))
+    with pytest.raises(DataError, match=r"no file 'nothing\.csv'"):
+        galenic.predict(run.path, tmp_path / "nothing.csv", out=tmp_path)
     pretrained = galenic.predict(run.path, clinic, out=tmp_path)
     with pytest.raises(ConfigError, match="of the task 'predict'"):
         galenic.predict(pretrained.path, clinic, out=tmp_path)
