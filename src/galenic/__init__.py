@@ -7,10 +7,15 @@ run.metrics["auroc"]
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# MKL would round a row of a product by how many rows stand beside it: on some processors a sample
+# got other features in another batch. It reads this at its first product, and it costs no time.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 if TYPE_CHECKING:
     from galenic.data.cohort import Cohort

@@ -5,7 +5,7 @@ Adaptations", NeurIPS 2024, arXiv 2409.05976): `A = [p_1 s_1 A_1; ...]`, `B = [B
 `B A` is `sum_k p_k s_k B_k A_k`. Averaging is FedIT (Zhang et al., arXiv 2305.05644), whose
 `(sum p_k B_k)(sum p_k A_k)` has cross terms between clients; on dense tensors it is FedAvg.
 Padding is averaging at the highest rank, as in HetLoRA (Cho et al., EMNLP 2024, arXiv 2401.06432).
-Everything is computed in float32.
+Everything is computed in float32, compression in float64.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def compress(given: Aggregate, rank: int) -> Aggregate:
         return given
     state = dict(given.state)
     for pair in pairs_of(state).values():
-        a, b = state[pair.a].float(), state[pair.b].float()
+        a, b = state[pair.a].double(), state[pair.b].double()
         left, inner = torch.linalg.qr(b.flatten(1))
         right, outer = torch.linalg.qr(a.flatten(1).T)
         u, values, v = torch.linalg.svd(given.scale * inner @ outer.T, full_matrices=False)
@@ -102,8 +102,8 @@ def compress(given: Aggregate, rank: int) -> Aggregate:
         new_a, new_b = a.new_zeros(rank, right.shape[0]), b.new_zeros(len(b), rank)
         new_a[:kept] = root[:, None] * (v[:kept] @ right.T)
         new_b[:, :kept] = (left @ u[:, :kept]) * root
-        state[pair.a] = new_a.reshape(rank, *a.shape[1:])
-        state[pair.b] = new_b.reshape(len(b), rank, *b.shape[2:])
+        state[pair.a] = new_a.reshape(rank, *a.shape[1:]).float()
+        state[pair.b] = new_b.reshape(len(b), rank, *b.shape[2:]).float()
     for name, value in given.state.items():
         if part_of(name) == "bias":
             state[name] = given.scale * value
