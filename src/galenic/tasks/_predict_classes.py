@@ -90,9 +90,8 @@ def apply(config: Config, finished: Run, run: Run) -> int:
     cohort = replace(cohort, label=spec)
     backbone, inputs = network_of(finished, own, cohort, run, encoder)
     objective = Classifier(*trained.parts(backbone), cast("TargetKind", trained.kind))
-    logits = predict(
-        objective, inputs, collate=Collate.of(backbone), batch_size=config.batch_size
-    )["logits"]  # fmt: skip
+    size = config.batch_size or own.schedule.eval_batch_size
+    logits = predict(objective, inputs, collate=Collate.of(backbone), batch_size=size)["logits"]
     if own.head.kind == "knn":
         logits = logits_of(trained.kind, logits)
     run.write_text(TABLE, _table(trained, logits).to_csv(index=False))

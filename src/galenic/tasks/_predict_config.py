@@ -16,5 +16,5 @@ class Config(BaseConfig):
     data: str
     columns: Columns = Columns()
     score: ScoreConfig = ScoreConfig()
-    batch_size: int = Field(64, ge=1)
+    batch_size: int | None = Field(None, ge=1, description="None: as the run was evaluated.")
     seed: int = Field(0, ge=0, description="Of the bootstrap.")

@@ -55,7 +55,8 @@ def apply(config: Config, finished: Run, run: Run) -> int:
     labelled = ~missing(cohort.targets()) if spec is not None else np.zeros(len(cohort), bool)
     figures = np.full((len(rows), len(names), len(METRICS)), np.nan)
     listed = []
-    for row, codes in enumerate(predicted(objective, data, rows, shapes, config.batch_size)):
+    size = config.batch_size or own.schedule.eval_batch_size
+    for row, codes in enumerate(predicted(objective, data, rows, shapes, size)):
         mask_files.write(run, cohort, row, np.array([0, *values])[codes])
         counts = np.bincount(codes.ravel(), minlength=len(names) + 1)[1:]
         sizes = {f"pixels_{name}": count for name, count in zip(names, counts, strict=True)}
