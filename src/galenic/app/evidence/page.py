@@ -32,10 +32,15 @@ def evidence_page(results: Sequence[Mapping[str, Any]]) -> str:
         backbone = result["backbone"]
         lines.append(f"- Backbone: {backbone['name']}, pre-trained on {backbone['pretrained_on']}.")
         lines.append(f"- Seeds: {', '.join(map(str, result['seeds']))}. `{result['command']}`")
-        lines.append(f"- Verdict: **{result['verdict'].replace('_', ' ')}**. {result['because']}")
+        leak = result["because"] if result["because"].startswith("The control") else ""
+        lines.append(f"- Verdict: **{result['verdict'].replace('_', ' ')}**. {leak}".rstrip())
         if result.get("note"):
             lines.append(f"- {result['note']}")
-        lines += ["", *_arm_table(result)]
+        several = len(result["data"]) > 1
+        for data in result["data"]:
+            own = data["name"] if several else None
+            lines += ["", *([f"**{own}**", ""] if own else []), *_comparison_table(result, own)]
+            lines += ["", *_arm_table(result, own)]
     return "\n".join(lines) + "\n"
 
 
@@ -56,7 +61,7 @@ def summary_table(results: Sequence[Mapping[str, Any]], page: str = "") -> list[
         slug = result["slug"]
         lines.append(
             f"| [{slug}]({page}#{slug}) | {_short(result['data'])} "
-            f"| {result['metric'].replace('_', ' ')} "
+            f"| {_words(result['metric'])} "
             f"| {weakest['a']} - {weakest['b']}: {weakest['difference']:+.3f} "
             f"[{weakest['low']:+.3f}, {weakest['high']:+.3f}] "
             f"| {result['verdict'].replace('_', ' ')} |"
@@ -70,22 +75,45 @@ def _short(data: Sequence[Mapping[str, Any]]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _arm_table(result: Mapping[str, Any]) -> list[str]:
-    metric = result["metric"]
-    several = any("data" in arm for arm in result["arms"])
+def _of(rows: Sequence[Mapping[str, Any]], data: str | None) -> list[Mapping[str, Any]]:
+    """Rows of one cohort; of an experiment on one alone, all."""
+    return [row for row in rows if data is None or row["data"] == data]
+
+
+def _comparison_table(result: Mapping[str, Any], data: str | None) -> list[str]:
     lines = [
-        f"| {'data | ' if several else ''}arm | role | {metric.replace('_', ' ')} "
-        "| trainable | memory MB | seconds |",
-        "| --- " * (7 if several else 6) + "|",
+        f"| this | against that | better by ({_words(result['metric'])}) | interval | says |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for arm in result["arms"]:
+    for row in _of(result["comparisons"], data):
+        says = "for it" if row["low"] > -row["margin"] else "nothing"
+        says = "against it" if row["high"] < -row["margin"] else says
+        margin = f", {row['margin']:g} allowed" if row["margin"] else ""
+        lines.append(
+            f"| {row['a']} | {row['b']} | {row['difference']:+.3f} "
+            f"| {row['low']:+.3f} to {row['high']:+.3f}{margin} | {says} |"
+        )
+    return lines
+
+
+def _arm_table(result: Mapping[str, Any], data: str | None) -> list[str]:
+    metric = result["metric"]
+    lines = [
+        f"| arm | role | {_words(metric)} | trainable | memory MB | seconds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for arm in _of(result["arms"], data):
         value = arm["metrics"][metric]
         lines.append(
-            f"| {arm['data'] + ' | ' if several else ''}{arm['name']} | {arm['role']} "
+            f"| {arm['name']} | {arm['role']} "
             f"| {value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] "
             f"| {arm['trainable_share']:.3%} | {arm['peak_memory_mb']:.0f} | {arm['seconds']:.1f} |"
         )
     return lines
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def recipe_table() -> list[str]:
