@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from galenic.core.errors import ConfigError, DataError
@@ -29,6 +29,7 @@ def table(n: int = 60, per_patient: int = 2, seed: int = 0) -> pd.DataFrame:
     )
 
 
+@example(n=60, per_patient=4, seed=347, how="kfold")
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(60, 300),

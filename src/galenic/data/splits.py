@@ -195,8 +195,12 @@ def _kfold(groups: Array, strata: Array, config: SplitConfig, seed: int) -> Arra
         raise ConfigError(f"split.fold={config.fold}, but there are {config.folds} folds from 0.")
     position, place = _dealt(groups, strata, seed, "kfold")
     fold = np.minimum((position * config.folds).astype(int), config.folds - 1)
-    inside = _shares(groups, strata, {"val": config.val}, seed)
-    return np.where(fold[place] == config.fold, "test", inside)
+    parts = np.full(len(groups), "test", dtype=object)
+    rest = fold[place] != config.fold
+    # Drawn from who is left: drawn from all, the fold could take every patient of a small part.
+    share = min(config.val * config.folds / (config.folds - 1), 0.5)
+    parts[rest] = _shares(groups[rest], strata[rest], {"val": share}, seed)
+    return parts
 
 
 def _few_shot(parts: Array, groups: Array, strata: Array, shots: int, seed: int) -> Array:
