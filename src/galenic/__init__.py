@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 # MKL would round a row of a product by how many rows stand beside it: on some processors a sample
-# got other features in another batch. It reads this at its first product, and it costs no time.
+# got other features in another batch. It reads this at its first product. Products as networks have
+# them take no longer; those of a few very long rows do.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 if TYPE_CHECKING:

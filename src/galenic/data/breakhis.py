@@ -34,7 +34,7 @@ SUBTYPES = {
 
 def is_breakhis(folder: Path) -> bool:
     """Whether a folder holds a picture, at any depth, that is named as BreakHis names its own."""
-    return any(NAME.fullmatch(path.name) for path in _pictures(folder))
+    return any(NAME.fullmatch(path.name) for path in folder.rglob("SOB_*"))
 
 
 def read_breakhis(folder: Path) -> pd.DataFrame:

@@ -46,6 +46,20 @@ class Forest:
             steps += bool(len(at))
         return steps
 
+    def logits(self, features: Tensor, depth: int) -> Tensor:
+        """Logits [B, outputs] of features [B, width] after at most `depth` questions a tree."""
+        # As scikit-learn compares: thresholds lie between values by less than float32 tells.
+        asked = features.double()
+        at = self.root.expand(len(asked), -1)
+        for _ in range(depth):
+            found = asked.gather(1, self.feature[at])
+            goes_left = torch.where(
+                found.isnan(), self.unknown_left[at], found <= self.threshold[at]
+            )
+            at = torch.where(goes_left, self.left[at], self.right[at])
+        logits = self.baseline.expand(len(asked), -1)
+        return logits.index_add(1, self.output, self.value[at]).to(features.dtype)
+
 
 PARTS = tuple(field.name for field in fields(Forest))
 
@@ -56,16 +70,6 @@ class TreesHead(nn.Module):
     Args:
         forest: Grown by :func:`galenic.pipeline.boosting.grow`.
     """
-
-    feature: Tensor
-    threshold: Tensor
-    unknown_left: Tensor
-    left: Tensor
-    right: Tensor
-    value: Tensor
-    root: Tensor
-    output: Tensor
-    baseline: Tensor
 
     def __init__(self, forest: Forest) -> None:
         super().__init__()
@@ -78,17 +82,8 @@ class TreesHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B, outputs] of features [B, width], of which some may be NaN."""
-        # As scikit-learn compares: thresholds lie between values by less than float32 tells.
-        asked = features.double()
-        at = self.root.expand(len(asked), -1)
-        for _ in range(self.depth):
-            found = asked.gather(1, self.feature[at])
-            goes_left = torch.where(
-                found.isnan(), self.unknown_left[at], found <= self.threshold[at]
-            )
-            at = torch.where(goes_left, self.left[at], self.right[at])
-        logits = self.baseline.expand(len(asked), -1)
-        return logits.index_add(1, self.output, self.value[at]).to(features.dtype)
+        forest = Forest(**{name: self.get_buffer(name) for name in PARTS})
+        return forest.logits(features, self.depth)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         # Another number of nodes is another forest, not a fault.

@@ -29,67 +29,19 @@ def open_inputs(
     pool: Pool = "auto",
     config: InputConfig,
     open_network: Callable[..., Backbone] = open_backbone,
+    encoder: TabularEncoder | None = None,
 ) -> tuple[Backbone, Inputs]:
     """The network and what it reads; `run` is told what was opened.
 
     Args:
         cohort: One input column.
-        train: Rows that a table's encoding is learnt from.
+        train: Rows that a table's encoding is learnt from; the first says how many leads there are.
         run: Gets `table.json` where the input is a table, and data and weights in its provenance.
         backbone: As for `open_backbone`, or `auto` for the builtin network of the modality.
         pool: As for `open_backbone`.
         config: Sizes and channels.
         open_network: What opens it, where `open_backbone` is not enough.
-
-    Raises:
-        DataError: If the cohort has several inputs.
-        ConfigError: If leads are asked of what is no tracing.
-        BackboneError: If the network cannot be opened, or does not read this modality.
-    """
-    encoder = None
-    if single_input(cohort)[1] == "table":
-        encoder = TabularEncoder.fit(cohort.features(), train)
-        run.write_json(ENCODING, encoder.state())
-    opened, inputs = network_for(
-        cohort,
-        encoder=encoder,
-        first=int(train[0]) if len(train) else 0,
-        backbone=backbone,
-        pool=pool,
-        config=config,
-        open_network=open_network,
-    )
-    run.update_provenance(data=describe(cohort), weights=weights_of(opened))
-    if inputs.cut is not None:
-        cut = inputs.cut
-        run.update_provenance(data={"cut": cut.to_dict()})
-        tell(
-            f"{cut.texts} of {len(cohort)} texts are longer than the {cut.window} tokens that the "
-            f"backbone reads: {cut.share:.1%} of all tokens are cut off at the end."
-        )
-    return opened, inputs
-
-
-def network_for(
-    cohort: Cohort,
-    *,
-    encoder: TabularEncoder | None = None,
-    first: int = 0,
-    backbone: str,
-    pool: Pool = "auto",
-    config: InputConfig,
-    open_network: Callable[..., Backbone] = open_backbone,
-) -> tuple[Backbone, Inputs]:
-    """The network, and the inputs of a cohort as it reads them.
-
-    Args:
-        cohort: One input column.
-        encoder: Of a table.
-        first: Row whose tracing says how many leads there are.
-        backbone: As for :func:`open_inputs`.
-        pool: The same.
-        config: The same.
-        open_network: The same.
+        encoder: Of a table, where it was learnt before.
 
     Raises:
         DataError: If the cohort has several inputs.
@@ -100,12 +52,14 @@ def network_for(
     if config.ecg is not None and modality != "ecg":
         raise ConfigError(f"The input is {modality}, no tracing.", where="input.ecg")
     channels, table = config.channels, None
-    if encoder is not None:
+    if modality == "table":
+        encoder = encoder or TabularEncoder.fit(cohort.features(), train)
         table = encoder.transform(cohort.features())
+        run.write_json(ENCODING, encoder.state())
         channels = table.shape[1]
     elif modality == "ecg" and channels is None and len(cohort):
         # Leads are no colours: a network of three channels is widened to as many as there are.
-        value = cohort.read(first)[column]
+        value = cohort.read(int(train[0]))[column]
         channels = len(value.samples) if isinstance(value, Signal) else None
     opened = open_network(
         DEFAULT_BACKBONES[modality] if backbone == "auto" else backbone,
@@ -116,7 +70,16 @@ def network_for(
         ecg=None if config.ecg is None else config.ecg.spec(),
         pool=pool,
     )
-    return opened, Inputs(cohort, opened, table=table)
+    inputs = Inputs(cohort, opened, table=table)
+    run.update_provenance(data=describe(cohort), weights=weights_of(opened))
+    if inputs.cut is not None:
+        cut = inputs.cut
+        run.update_provenance(data={"cut": cut.to_dict()})
+        tell(
+            f"{cut.texts} of {len(cohort)} texts are longer than the {cut.window} tokens that the "
+            f"backbone reads: {cut.share:.1%} of all tokens are cut off at the end."
+        )
+    return opened, inputs
 
 
 def describe(cohort: Cohort) -> dict[str, object]:

@@ -160,10 +160,9 @@ def trees(job: Job, features: Array) -> TreesHead:
             expected="none",
         )
     if config.loss.kind not in ("ce", "weighted") or config.label_smoothing:
+        smoothed = " with smoothed labels" if config.label_smoothing else ""
         raise ConfigError(
-            f"Trees are not grown by head.loss.kind={config.loss.kind} with smoothed labels."
-            if config.label_smoothing
-            else f"Trees are not grown by head.loss.kind={config.loss.kind}.",
+            f"Trees are not grown by head.loss.kind={config.loss.kind}{smoothed}.",
             where="head.loss, head.label_smoothing",
             expected="ce or weighted, and no smoothing",
         )

@@ -61,19 +61,54 @@ def carry_out(config: Any, run: Run, make: Callable[[Any, Run], Steps]) -> None:
         job.train()
         job.evaluate()
         job.save()
-    trainable, total = job.parameters
+    write_cost(
+        run,
+        time.perf_counter() - started,
+        meter,
+        job.parameters,
+        fit_seconds=job.fit_seconds,
+        feature_seconds=job.feature_seconds,
+        steps=job.steps,
+        cached=getattr(config, "cache", None) is not None,
+    )
+
+
+def write_cost(
+    run: Run,
+    seconds: float,
+    meter: Meter,
+    parameters: tuple[int, int],
+    *,
+    fit_seconds: float = 0.0,
+    feature_seconds: float = 0.0,
+    steps: int = 0,
+    cached: bool = False,
+) -> None:
+    """Write `cost.json`.
+
+    Args:
+        run: Where.
+        seconds: Of all.
+        meter: That was open meanwhile.
+        parameters: Those that trained, and all.
+        fit_seconds: Of training.
+        feature_seconds: Of what was computed ahead.
+        steps: Of training.
+        cached: Whether outputs of the frozen network were kept.
+    """
+    trainable, total = parameters
     run.write_json(
         "cost.json",
         {
-            "seconds": time.perf_counter() - started,
-            "fit_seconds": job.fit_seconds,
-            "feature_seconds": job.feature_seconds,
+            "seconds": seconds,
+            "fit_seconds": fit_seconds,
+            "feature_seconds": feature_seconds,
             "peak_memory_mb": meter.peak_memory_mb,
             "trainable": trainable,
             "total": total,
             "trainable_share": trainable / max(total, 1),
-            "steps": job.steps,
-            "cached": getattr(config, "cache", None) is not None,
+            "steps": steps,
+            "cached": cached,
         },
     )
 

@@ -28,11 +28,10 @@ from galenic.pipeline.levels import LevelEncoder
 from galenic.pipeline.opening import ENCODING
 from galenic.pipeline.votes import logits_of
 from galenic.tasks import _classify_config, _heads, probe
-from galenic.tasks._predict_config import Config
+from galenic.tasks._predict_config import TABLE, Config
 from galenic.tasks._predict_opening import cohort_of, label_in, network_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TABLE = "predictions.csv"
 
 
 @dataclass(frozen=True)

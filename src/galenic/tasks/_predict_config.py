@@ -8,6 +8,9 @@ from galenic.core.config import Config as BaseConfig
 from galenic.evaluation.protocol import ScoreConfig
 from galenic.pipeline.config import Columns
 
+# One row a sample, in the order of its manifest.
+TABLE = "predictions.csv"
+
 
 class Config(BaseConfig):
     """Everything that `predict` can be told."""

@@ -21,12 +21,11 @@ from galenic.objectives.segmentation import Segmenter
 from galenic.pipeline import mask_files
 from galenic.pipeline.masked import Frames, MaskedRows
 from galenic.tasks import _segment_config, segment
-from galenic.tasks._predict_config import Config
+from galenic.tasks._predict_config import TABLE, Config
 from galenic.tasks._predict_opening import cohort_of, label_in, network_of
 from galenic.tasks._segment_results import predicted, table_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TABLE = "predictions.csv"
 
 
 def apply(config: Config, finished: Run, run: Run) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
+import numpy as np
+
 from galenic import tuners
 from galenic.core.errors import WeightsError
 from galenic.core.progress import tell
@@ -17,7 +19,7 @@ from galenic.data.tabular import TabularEncoder
 from galenic.models.backbone import Backbone
 from galenic.pipeline.config import Columns, InputConfig
 from galenic.pipeline.inputs import Inputs
-from galenic.pipeline.opening import describe, network_for, weights_of
+from galenic.pipeline.opening import open_inputs
 from galenic.tasks._predict_config import Config
 
 
@@ -106,12 +108,14 @@ def network_of(
         tell("The run was trained on these very samples: its figures for them are no test.")
     # A network with random weights is drawn again, as the run drew it.
     seed_everything(told.seed)
-    backbone, inputs = network_for(
+    backbone, inputs = open_inputs(
         cohort,
-        encoder=encoder,
+        np.arange(len(cohort)),
+        run,
         backbone=told.backbone,
         pool=getattr(told, "pool", "auto"),
         config=told.input,
+        encoder=encoder,
     )
     weights = trained.provenance["weights"]
     if backbone.fingerprint != weights["fingerprint"]:
@@ -120,11 +124,8 @@ def network_of(
             where=str(trained.path),
             expected=f"fingerprint {weights['fingerprint']}, here it is {backbone.fingerprint}",
         )
-    run.update_provenance(
-        data=describe(cohort),
-        weights=weights_of(backbone),
-        trained={"run": trained.path.name, "data": trained.provenance["data"]["name"]},
-    )
+    origin = {"run": trained.path.name, "data": trained.provenance["data"]["name"]}
+    run.update_provenance(trained=origin)
     if (trained.path / "adapter").is_dir():
         tuners.load(backbone, tuners.parse_tuner(told.tuner), trained.path / "adapter")
     return backbone, inputs

@@ -9,9 +9,10 @@ from galenic.core.errors import ConfigError
 from galenic.core.meters import Meter
 from galenic.core.run import Run
 from galenic.tasks import _predict_classes, _predict_masks
-from galenic.tasks._predict_config import Config
+from galenic.tasks._job import write_cost
+from galenic.tasks._predict_config import TABLE, Config
 
-__all__ = ["Config", "run"]
+__all__ = ["TABLE", "Config", "run"]
 
 WAYS = {
     "classify": _predict_classes.apply,
@@ -38,17 +39,4 @@ def run(config: Config, run: Run) -> None:
         )
     with Meter() as meter:
         parameters = WAYS[task](config, trained, run)
-    run.write_json(
-        "cost.json",
-        {
-            "seconds": time.perf_counter() - started,
-            "fit_seconds": 0.0,
-            "feature_seconds": 0.0,
-            "peak_memory_mb": meter.peak_memory_mb,
-            "trainable": 0,
-            "total": parameters,
-            "trainable_share": 0.0,
-            "steps": 0,
-            "cached": False,
-        },
-    )
+    write_cost(run, time.perf_counter() - started, meter, (0, parameters))

@@ -132,6 +132,8 @@ def predict(
     from galenic import launch
 
     quiet_libraries()
+    from galenic.tasks.predict import TABLE
+
     made = launch.predict(
         trained,
         data,
@@ -141,7 +143,7 @@ def predict(
     )
     if (made.path / "metrics.json").is_file():
         _tell(made)
-    typer.echo(f"predictions: {made.path / 'predictions.csv'}")
+    typer.echo(f"predictions: {made.path / TABLE}")
 
 
 @app.command(
