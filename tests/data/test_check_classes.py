@@ -63,3 +63,17 @@ def test_one_picture_with_two_labels_is_told(tmp_path: Path) -> None:
         assert ("label-conflict" in found) == told
         if told:
             assert found["label-conflict"].rows == (1, 4)
+
+
+def test_files_that_lie_a_folder_further_down_are_told(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "other").mkdir()
+    for row in range(6):
+        Image.new("RGB", (8, 8), (row * 40, 0, 0)).save(tmp_path / "images" / f"{row}.png")
+    table = pd.DataFrame({"image": [f"{row}.png" for row in range(6)], "label": list("ababab")})
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    found = check(Cohort.open(tmp_path / "cohort.csv")).findings
+    assert found[0].code == "elsewhere" and "lie in 'images/'" in found[0].message
+    table["image"] = "images/" + table["image"]
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    assert "elsewhere" not in {f.code for f in check(Cohort.open(tmp_path / "cohort.csv")).findings}

@@ -13,7 +13,8 @@ from galenic.core.errors import DataError, GalenicError
 from galenic.data.box_cohort import boxes_of, sizes_of
 from galenic.data.cohort import Cohort
 from galenic.data.duplicates import near_pairs
-from galenic.data.labels import require_seen
+from galenic.data.labels import missing, require_seen, unknown
+from galenic.data.manifest import present
 from galenic.data.masks import MOST_VALUES, survey
 from galenic.data.seen import Seen, everything
 from galenic.data.splits import PARTS, SplitConfig, Splits, make_splits
@@ -79,6 +80,7 @@ def check(
             part[getattr(splits, name)] = place
     findings += _labels(cohort, splits)
     findings += _missing(cohort)
+    findings += _elsewhere(cohort)
     seen = look(cohort)
     findings += _unreadable(seen)
     findings += _copies(cohort, seen, part)
@@ -136,21 +138,15 @@ def _labels(cohort: Cohort, splits: Splits | None) -> list[Finding]:
             require_seen(cohort.label, targets, splits)
         except DataError as error:
             found.append(Finding("error", "unseen-class", error.found))
-    missing = _unknown(targets).all(axis=1)
-    if missing.any():
-        text = f"{int(missing.sum())} of {len(cohort)} rows have no label; they are left out."
-        found.append(Finding("warning", "missing-label", text, _rows(np.flatnonzero(missing))))
+    blank = missing(targets)
+    if blank.any():
+        text = f"{int(blank.sum())} of {len(cohort)} rows have no label; they are left out."
+        found.append(Finding("warning", "missing-label", text, _rows(np.flatnonzero(blank))))
     rare = {name: n for name, n in _counts(cohort).items() if n < RARE_CLASS}
     if rare:
         names = ", ".join(f"{name} ({n})" for name, n in list(rare.items())[:8])
         found.append(Finding("warning", "rare-class", f"Classes with under {RARE_CLASS}: {names}."))
     return found + _classes(cohort, targets)
-
-
-def _unknown(targets: Array) -> Array:
-    """Which targets nobody gave, [n, labels]."""
-    unknown: Array = np.isnan(targets) if targets.dtype.kind == "f" else targets < 0
-    return unknown.reshape(len(targets), -1)
 
 
 def _classes(cohort: Cohort, targets: Array) -> list[Finding]:
@@ -237,6 +233,24 @@ def _missing(cohort: Cohort) -> list[Finding]:
     return found
 
 
+def _elsewhere(cohort: Cohort) -> list[Finding]:
+    """Columns of files of which none is where it should be, and all may be a folder further down."""
+    found = []
+    for column in (c for c, kind in cohort.inputs.items() if kind not in ("text", "table")):
+        values = cohort.table[column]
+        if present(values, cohort.root):
+            continue
+        folders = sorted(path for path in cohort.root.iterdir() if path.is_dir())
+        holds = next((folder for folder in folders if present(values, folder)), None)
+        if holds is not None:
+            text = (
+                f"The files of column '{column}' lie in '{holds.name}/': put it in front of their "
+                "names."
+            )
+            found.append(Finding("error", "elsewhere", text))
+    return found
+
+
 def _unreadable(seen: Seen) -> list[Finding]:
     by_reason: dict[str, list[int]] = defaultdict(list)
     for row, reason in seen.broken:
@@ -254,7 +268,7 @@ def _copies(cohort: Cohort, seen: Seen, part: Array) -> list[Finding]:
     repeated: set[int] = set()
     torn: set[int] = set()
     targets = np.empty((len(cohort), 0)) if cohort.label is None else cohort.targets()
-    known_label: Array = np.logical_not(_unknown(targets).any(axis=1))
+    known_label: Array = np.logical_not(unknown(targets).any(axis=1))
     for rows in seen.content.values():
         if len(rows) < 2:
             continue

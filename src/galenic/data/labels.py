@@ -149,10 +149,15 @@ def encode(spec: LabelSpec, table: pd.DataFrame) -> Array:
     return codes
 
 
-def missing(targets: Array) -> Array:
-    """Rows [n] that have no label at all, of targets as :func:`encode` gives them."""
+def unknown(targets: Array) -> Array:
+    """Which targets nobody gave [n, labels], of targets as :func:`encode` gives them."""
     found = np.isnan(targets) if targets.dtype.kind == "f" else targets < 0
-    return np.asarray(found.all(axis=1) if found.ndim > 1 else found)
+    return np.asarray(found).reshape(len(targets), -1)
+
+
+def missing(targets: Array) -> Array:
+    """Rows [n] that have no label at all."""
+    return np.asarray(unknown(targets).all(axis=1))
 
 
 def require_seen(spec: LabelSpec, targets: Array, parts: Parts) -> None:

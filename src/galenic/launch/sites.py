@@ -18,6 +18,7 @@ from galenic.core.recipes import open_recipe
 from galenic.core.run import Run
 from galenic.core.seeds import mean_interval
 from galenic.data.cohort import Cohort
+from galenic.data.labels import missing
 from galenic.launch.repeats import begin, end, repeat, taken_up
 
 # With two sites a model is trained on one: that says nothing about sites.
@@ -172,9 +173,7 @@ def held_out(cohort: Cohort, smallest: int) -> list[str]:
         )
     names = _names(cohort)
     targets = cohort.targets()
-    missing = np.isnan(targets) if targets.dtype.kind == "f" else targets < 0
-    blank: Any = missing.all(axis=1) if missing.ndim > 1 else missing
-    counts = names.iloc[np.flatnonzero(~blank)].value_counts()
+    counts = names.iloc[np.flatnonzero(~missing(targets))].value_counts()
     found = sorted(counts[counts >= smallest].index)
     if len(found) < FEWEST:
         raise DataError(
