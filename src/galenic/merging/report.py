@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from galenic.merging.jobs import Job
-from galenic.merging.sources import spans
+from galenic.merging.sources import BLOCK
 
 # Weights of networks that were trained apart have a cosine near zero, those of one lineage near 1.
 LINEAGE = 0.1
-# Of a large tensor, figures come from one piece in so many.
+# Of a tensor above BLOCK entries, figures come from one piece of so many entries in _EVERY.
+_PIECE = BLOCK // 8
 _EVERY = 8
-_WHOLE = 4
 
 
 @dataclass
@@ -40,12 +40,11 @@ def measure(job: Job) -> Figures:
     """Inner products of one tensor; of a large one, from evenly spread pieces."""
     count = len(job.parents) + 1
     gram = torch.zeros(count, count, dtype=torch.float64)
-    pieces = list(spans(job.size))
-    if len(pieces) > _WHOLE:
-        pieces = pieces[::_EVERY]
+    every = _EVERY if job.size > BLOCK else 1
     seen = 0
-    rows = torch.empty(count, len(job.buffer()), dtype=job.dtype)
-    for start, stop in pieces:
+    rows = torch.empty(count, min(_PIECE, job.size), dtype=job.dtype)
+    for start in range(0, job.size, every * _PIECE):
+        stop = min(start + _PIECE, job.size)
         base = job.read(job.base, start, stop, rows[0])
         for index in range(len(job.parents)):
             job.delta(index, start, stop, base, rows[index + 1])
