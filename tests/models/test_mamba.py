@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -24,7 +25,7 @@ from transformers import (
 
 from galenic.core.errors import BackboneError
 from galenic.models.backbone import open_backbone
-from galenic.models.mamba import SelectiveMixer, accelerate, selective_scan
+from galenic.models.mamba import SelectiveMixer, accelerate, mixer, scan, selective_scan
 from galenic.models.mamba.mixer import causal_convolution, scan_by_kernel
 
 VOCABULARY = 40
@@ -266,3 +267,50 @@ def test_the_kernel_is_given_its_own_layout() -> None:
     found = scan_by_kernel(kernel, x, dt, A, B, C)
     for a, b in zip(found, selective_scan(x, dt, A, B, C), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_what_is_computed_again_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with an adapter that drops out, whose draws have to be the same the second time."""
+    _, ours = pair()
+    lora = LoraConfig(target_modules=["x_proj"], lora_dropout=0.4, r=2)
+    network = get_peft_model(ours.train(), lora)
+    ids = tokens(300)
+
+    def gradients() -> tuple[dict[str, Tensor], int]:
+        network.zero_grad()
+        kept: dict[int, int] = {}
+
+        def keep(value: Tensor) -> Tensor:
+            kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            loss = network(ids, labels=ids).loss
+        loss.backward()
+        found = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+        return found, sum(kept.values())
+
+    again, little = gradients()
+    monkeypatch.setattr(mixer, "checkpoint", lambda part, *values, use_reentrant: part(*values))
+    once, much = gradients()
+    assert again.keys() == once.keys()
+    for name, value in once.items():
+        assert value.abs().max() > 0 or "lora_A" in name
+        assert torch.equal(again[name], value), name
+    assert little < 0.6 * much
+
+
+def test_nothing_is_scanned_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ours = pair()
+    swept = []
+    real = scan.sweep
+
+    def sweep(*values: Any, reverse: bool = False) -> None:
+        swept.append(reverse)
+        real(*values, reverse=reverse)
+
+    monkeypatch.setattr(scan, "sweep", sweep)
+    ours(tokens(50)).logits.sum().backward()
+    # A layer goes forward, forward within its backward pass, and back.
+    assert len(swept) == 2 * 3 and sum(swept) == 2

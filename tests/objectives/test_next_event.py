@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import MambaConfig, MambaForCausalLM
 
 from galenic.models.mamba import EventMamba, StreamEmbedding, accelerate
+from galenic.objectives import next_event
 from galenic.objectives.next_event import NextEvent
 
 VOCABULARY = 20
@@ -121,3 +122,25 @@ def test_every_parameter_gets_a_gradient() -> None:
     net = objective()
     net(**batch())["loss"].backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 12])
+def test_pieces_of_tokens_give_what_all_at_once_give(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    results = []
+    for size in (1000, at_once):
+        monkeypatch.setattr(next_event, "AT_ONCE", size)
+        net = objective()
+        found = net(**batch())
+        found["loss"].backward()
+        results.append([*found.values(), *(p.grad for p in net.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_to_predict_costs_nothing() -> None:
+    net, one = objective(), batch((1,))
+    found = net(**one)
+    found["loss"].backward()
+    assert found["loss"] == 0 and found["tokens"].tolist() == [0]

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+# Tokens whose logits are held at once: over a large vocabulary these outweigh the network.
+AT_ONCE = 1024
 
 
 class NextEvent(nn.Module):
@@ -42,13 +46,20 @@ class NextEvent(nn.Module):
         outputs: Any = self.network(input_ids=input_ids, attention_mask=attention_mask, **inputs)
         valid = attention_mask.bool()
         follows = valid[:, 1:] & valid[:, :-1]
-        logits = self.decoder(outputs.last_hidden_state[:, :-1][follows]).float()
+        states = outputs.last_hidden_state[:, :-1][follows]
         targets = input_ids[:, 1:][follows]
-        losses = functional.cross_entropy(logits, targets, reduction="none")
+        pieces = zip(states.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
+        judged = [checkpoint(self._judge, *piece, use_reentrant=False) for piece in pieces]
+        losses, hits = (torch.cat(part) for part in zip(*judged, strict=True))
         found = {"loss": losses.sum() / follows.sum().clamp_min(1), "tokens": follows.sum(1)}
         with torch.no_grad():
             history = follows.nonzero()[:, 0]
-            parts = {"nll": losses, "hits": (logits.argmax(-1) == targets).float()}
-            for name, values in parts.items():
+            for name, values in (("nll", losses), ("hits", hits)):
                 found[name] = values.new_zeros(len(follows)).index_add(0, history, values)
         return found
+
+    def _judge(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each token [N], and 1 where it was the likeliest; the logits are not kept."""
+        logits = self.decoder(states).float()
+        losses = functional.cross_entropy(logits, targets, reduction="none")
+        return losses, (logits.detach().argmax(-1) == targets).float()

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from galenic.core.errors import BackboneError
 from galenic.models.mamba.scan import selective_scan
@@ -84,14 +85,27 @@ class SelectiveMixer(nn.Module):
             [B, L, width].
         """
         x, gate = self.in_proj(_masked(hidden_states, attention_mask)).chunk(2, dim=-1)
-        x = _masked(self.act(self._convolve(x, cache_params)), attention_mask)
+        if cache_params is None and torch.is_grad_enabled() and not self._by_kernel(x):
+            # As Mamba's own kernel does: what is cheap is computed again in the backward pass.
+            again = functools.partial(checkpoint, use_reentrant=False)
+            y = again(self._mix, x, attention_mask, None, [])
+            return cast(Tensor, again(self._gated, y, gate))
+        return self._gated(self._mix(x, attention_mask, cache_params, None), gate)
+
+    def _mix(
+        self, x: Tensor, mask: Tensor | None, cache: Any, starts: list[Tensor] | None
+    ) -> Tensor:
+        """Convolution and scan; with `starts` filled, what follows the scan holds no values."""
+        x = _masked(self.act(self._convolve(x, cache)), mask)
         step, B, C = self.x_proj(x).split(self.sizes, dim=-1)
         # Small steps come from large negative biases: not in a 16-bit type by choice.
         with torch.autocast(x.device.type, enabled=False):
             dt = functional.softplus(self.dt_proj(step.to(self.dt_proj.weight.dtype)))
-        y = self._scan(x, dt, B, C, cache_params)
-        y = torch.addcmul(y, x.to(y.dtype), self.D.to(y.dtype)) * functional.silu(gate)
-        out: Tensor = self.out_proj(y.to(hidden_states.dtype))
+        y = self._scan(x, dt, B, C, cache, starts)
+        return torch.addcmul(y, x.to(y.dtype), self.D.to(y.dtype))
+
+    def _gated(self, y: Tensor, gate: Tensor) -> Tensor:
+        out: Tensor = self.out_proj((y * functional.silu(gate)).to(gate.dtype))
         return out
 
     def _convolve(self, x: Tensor, cache: Any) -> Tensor:
@@ -103,13 +117,23 @@ class SelectiveMixer(nn.Module):
         y = causal_convolution(x.to(weight.dtype), weight, self.conv1d.bias)
         return y[:, -length:].to(x.dtype)
 
-    def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, cache: Any) -> Tensor:
+    def _by_kernel(self, x: Tensor) -> bool:
+        return x.is_cuda and x.dtype != torch.float64 and cuda_kernel() is not None
+
+    def _scan(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        B: Tensor,
+        C: Tensor,
+        cache: Any,
+        starts: list[Tensor] | None,
+    ) -> Tensor:
         A = -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
         state = None if cache is None else cache.get_recurrent_state(self.layer_idx)
-        exact = x.dtype == torch.float64
-        kernel = cuda_kernel() if x.is_cuda and state is None and not exact else None
+        kernel = cuda_kernel() if state is None and self._by_kernel(x) else None
         if kernel is None:
-            y, last = selective_scan(x, dt, A, B, C, state)
+            y, last = selective_scan(x, dt, A, B, C, state, starts=starts)
         else:
             y, last = scan_by_kernel(kernel, x, dt, A, B, C)
         if cache is not None:

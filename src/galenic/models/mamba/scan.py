@@ -63,6 +63,7 @@ def selective_scan(
     state: Tensor | None = None,
     *,
     plan: Plan | None = None,
+    starts: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scan a sequence, in float32 or what is wider, also under autocast.
 
@@ -74,6 +75,9 @@ def selective_scan(
         C: Output maps [B, L, N].
         state: Before the first step [B, D, N]; None for zero.
         plan: None for what suits the device.
+        starts: For a caller that computes the inputs once more in the backward pass: empty, it is
+            filled with the states that are kept; filled, nothing is scanned, and the output holds
+            no values.
 
     Returns:
         Output [B, L, D] in the type of `x`, and the state after the last step [B, D, N] in the
@@ -86,7 +90,7 @@ def selective_scan(
     if x.shape[1] == 1:
         y, last = _step(*operands)
     else:
-        y, last = _Scan.apply(*operands, plan or plan_for(x.device, state.numel()))
+        y, last = _Scan.apply(*operands, plan or plan_for(x.device, state.numel()), starts)
     return y.to(x.dtype), last
 
 
@@ -169,9 +173,21 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, plan: Plan
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        state: Tensor,
+        plan: Plan,
+        known: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """Output [B, L, D] and last state [B, D, N]."""
+        ctx.plan = plan
+        if known:
+            ctx.save_for_backward(x, dt, A, B, C, *known)
+            return torch.empty_like(x), torch.empty_like(state)
         with torch.autocast(x.device.type, enabled=False):
             chunks, outward = _Chunks(x, dt, A, B, plan), _rows(C)
             start, starts, outputs = state.transpose(1, 2).contiguous(), [], []
@@ -181,8 +197,9 @@ class _Scan(torch.autograd.Function):
                 if any(ctx.needs_input_grad):
                     starts.append(start)
                 start = chunks.states[-1].clone()
-        ctx.plan = plan
         ctx.save_for_backward(x, dt, A, B, C, *starts)
+        if known is not None:
+            known.extend(starts)
         return _unrows(torch.cat(outputs)), start.transpose(1, 2)
 
     @staticmethod
@@ -200,7 +217,7 @@ class _Scan(torch.autograd.Function):
                 grads.compute(window, outward[window].transpose(2, 3), dy[window])
             dstate = chunks.decay[0] * grads.first
         dx, ddt, dB, dC = (_unrows(v) for v in (grads.dx, grads.ddt, grads.dB, dC))
-        return dx, ddt, grads.dA.T, dB, dC, dstate.transpose(1, 2), None
+        return dx, ddt, grads.dA.T, dB, dC, dstate.transpose(1, 2), None, None
 
 
 class _Gradients:
