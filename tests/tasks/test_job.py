@@ -12,7 +12,7 @@ from galenic.core.schedule import Schedule
 from galenic.data.splits import Splits
 from galenic.models.backbone import open_backbone
 from galenic.tasks import _noise_mask_config, detect, forecast, lego, pretrain
-from galenic.tasks._job import QUICK, QUICK_RESAMPLES, layer_depths, quickened
+from galenic.tasks._job import QUICK, QUICK_RESAMPLES, layer_depths, quickened, warn_of_few_judges
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,18 @@ def test_a_control_moves_labels_of_training_and_validation_alone() -> None:
 def test_what_a_task_cannot_heed_is_refused(kind, values) -> None:
     with pytest.raises(ConfigError, match="layer_decay"):
         parse(kind, values)
+
+
+def test_a_handful_of_judges_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for count, schedule in (
+        (3, Schedule()),
+        (0, Schedule()),
+        (4, Schedule(keep_best=False)),
+        (5, Schedule(**QUICK)),
+        (20, Schedule()),
+    ):
+        warn_of_few_judges(np.repeat(np.arange(count), 50), schedule)
+        told.append(capsys.readouterr().err)
+    assert "Validation holds 3 patient(s)" in told[0]
+    assert told[1:] == [""] * 4

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import numpy as np
 from torch import nn
 from torch.utils.data import Dataset
 
 from galenic.core.config import Config, parse
 from galenic.core.meters import Meter
+from galenic.core.progress import tell
 from galenic.core.run import Run
 from galenic.core.schedule import Schedule
 from galenic.core.seeding import seed_everything
@@ -22,9 +24,12 @@ from galenic.pipeline.balance import Balance
 if TYPE_CHECKING:
     from galenic.tasks import detect, segment
 
+Array = np.ndarray[Any, np.dtype[Any]]
 # The schedule of a run that only shows that it works, and its bootstrap draws.
 QUICK = {"epochs": 1, "max_steps": 2, "batch_size": 8, "eval_batch_size": 16}
 QUICK_RESAMPLES = 50
+# Under so many patients, the best epoch on validation is the luckiest as much as the best.
+FEW_JUDGES = 20
 C = TypeVar("C", bound=Config)
 T = TypeVar("T")
 
@@ -134,6 +139,7 @@ def fit_stages(
         drawn: How samples are drawn.
         depths: Of :func:`layer_depths`.
     """
+    warn_of_few_judges(job.cohort.patient_ids[job.splits.val], job.config.schedule)
     for stage in job.hooks.begun(top):
         result = fit(
             job.objective,
@@ -152,6 +158,16 @@ def fit_stages(
         )
         job.fit_seconds += result.seconds
         job.steps += result.steps
+
+
+def warn_of_few_judges(patients: Array, schedule: Schedule) -> None:
+    """Say where the epoch that a run ends on is chosen by a handful of `patients`."""
+    count = len(np.unique(patients))
+    if 0 < count < FEW_JUDGES and schedule.keep_best and schedule.max_steps != QUICK["max_steps"]:
+        tell(
+            f"Validation holds {count} patient(s): which epoch is best is partly chance. "
+            "split.val=0.3 gives it more, schedule.keep_best=false ends on the last epoch."
+        )
 
 
 def layer_depths(

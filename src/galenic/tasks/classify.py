@@ -38,7 +38,7 @@ from galenic.pipeline.paired import PairedRows
 from galenic.pipeline.votes import logits_of
 from galenic.tasks import _heads, _losses
 from galenic.tasks._classify_config import Config
-from galenic.tasks._job import carry_out, layer_depths, reopened
+from galenic.tasks._job import carry_out, layer_depths, reopened, warn_of_few_judges
 from galenic.tasks._saliency import heat
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -234,6 +234,7 @@ class Job:
 
         validation = None
         if len(held):
+            warn_of_few_judges(self.cohort.patient_ids[held.rows], schedule)
             validation = Validation(held, monitor, greater_is_better(name))
         else:
             schedule = schedule.model_copy(update={"patience": None})
