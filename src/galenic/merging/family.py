@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from galenic.merging.ops import band_ranks, row_band
 from galenic.merging.selection import Array, Cut, Taker, cuts
 from galenic.merging.sources import BLOCK, size_of, spans
 
+T = TypeVar("T")
 Cuts = Mapping[tuple[str, str], Cut]
 # Masks the pieces of one task vector in order: delta -> boolean array.
 Masker = Callable[[Tensor], Array]
@@ -82,7 +83,7 @@ def mix(job: Job, parts: Sequence[Part], plan: Plan, found: Cuts | None = None) 
             yield job.read(job.base, start, stop, old)
         return
     makers = _makers(job, parts, plan, found, chosen)
-    factors = {i: _factor(job, i, parts[i], plan, makers[i]) for i in chosen}
+    factors = _side_by_side(job, chosen, lambda i: _factor(job, i, parts[i], plan, makers[i]))
     # Normalising divides by the weights of the user, not by what rescales.
     weights = [parts[i].weight for i in chosen]
     maskers = {i: make() if make else None for i, make in makers.items()}
@@ -160,12 +161,18 @@ def _mask(job: Job, index: int, delta: Tensor, masker: Masker) -> None:
 def _makers(
     job: Job, parts: Sequence[Part], plan: Plan, found: Cuts | None, chosen: Sequence[int]
 ) -> dict[int, Callable[[], Masker] | None]:
-    """Of every task vector; those of a large tensor are ranked side by side."""
-    if job.size < BLOCK or len(chosen) < 2 or plan.sparsify != "band":
+    """Of every task vector."""
+    if plan.sparsify != "band":
         return {i: _maker(job, i, parts[i], plan, found) for i in chosen}
+    return _side_by_side(job, chosen, lambda i: _maker(job, i, parts[i], plan, found))
+
+
+def _side_by_side(job: Job, chosen: Sequence[int], work: Callable[[int], T]) -> dict[int, T]:
+    """`work` on each task vector; on those of a large tensor at the same time."""
+    if job.size < BLOCK or len(chosen) < 2:
+        return {i: work(i) for i in chosen}
     with ThreadPoolExecutor(min(len(chosen), os.cpu_count() or 1)) as pool:
-        made = pool.map(lambda i: _maker(job, i, parts[i], plan, found), chosen)
-        return dict(zip(chosen, made, strict=True))
+        return dict(zip(chosen, pool.map(work, chosen), strict=True))
 
 
 def _maker(
