@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from galenic.merging.ops import band_ranks, row_band
 from galenic.merging.selection import Array, Cut, Taker, cuts
 from galenic.merging.sources import BLOCK, size_of, spans
 
-T = TypeVar("T")
 Cuts = Mapping[tuple[str, str], Cut]
 # Masks the pieces of one task vector in order: delta -> boolean array.
 Masker = Callable[[Tensor], Array]
@@ -82,11 +81,10 @@ def mix(job: Job, parts: Sequence[Part], plan: Plan, found: Cuts | None = None) 
         for start, stop in spans(job.size, width):
             yield job.read(job.base, start, stop, old)
         return
-    makers = _makers(job, parts, plan, found, chosen)
-    factors = _side_by_side(job, chosen, lambda i: _factor(job, i, parts[i], plan, makers[i]))
+    made = _prepared(job, parts, plan, found, chosen)
     # Normalising divides by the weights of the user, not by what rescales.
     weights = [parts[i].weight for i in chosen]
-    maskers = {i: make() if make else None for i, make in makers.items()}
+    maskers = {i: make() if make else None for i, (make, _) in made.items()}
     rows = torch.empty(len(chosen), len(old), dtype=job.dtype)
     room = torch.empty(3, len(old), dtype=job.dtype) if plan.consensus else rows
     for start, stop in spans(job.size, width):
@@ -97,8 +95,9 @@ def mix(job: Job, parts: Sequence[Part], plan: Plan, found: Cuts | None = None) 
             masker = maskers[i]
             if masker is not None:
                 _mask(job, i, delta, masker)
-            if factors[i] != 1:
-                delta.mul_(factors[i])
+            factor = made[i][1]
+            if factor != 1:
+                delta.mul_(factor)
         deltas = rows[:, :count]
         if plan.consensus:
             for delta, weight in zip(deltas, weights, strict=True):
@@ -158,21 +157,20 @@ def _mask(job: Job, index: int, delta: Tensor, masker: Masker) -> None:
     job.squares[index] = (old + before, new + after)
 
 
-def _makers(
+def _prepared(
     job: Job, parts: Sequence[Part], plan: Plan, found: Cuts | None, chosen: Sequence[int]
-) -> dict[int, Callable[[], Masker] | None]:
-    """Of every task vector."""
-    if plan.sparsify != "band":
-        return {i: _maker(job, i, parts[i], plan, found) for i in chosen}
-    return _side_by_side(job, chosen, lambda i: _maker(job, i, parts[i], plan, found))
+) -> dict[int, tuple[Callable[[], Masker] | None, float]]:
+    """Of every task vector what makes its maskers, and its factor; of a large one side by side."""
 
+    def prepare(i: int) -> tuple[Callable[[], Masker] | None, float]:
+        maker = _maker(job, i, parts[i], plan, found)
+        return maker, _factor(job, i, parts[i], plan, maker)
 
-def _side_by_side(job: Job, chosen: Sequence[int], work: Callable[[int], T]) -> dict[int, T]:
-    """`work` on each task vector; on those of a large tensor at the same time."""
-    if job.size < BLOCK or len(chosen) < 2:
-        return {i: work(i) for i in chosen}
+    reads = plan.sparsify == "band" or plan.rescale in ("l1", "l2")
+    if job.size < BLOCK or len(chosen) < 2 or not reads:
+        return {i: prepare(i) for i in chosen}
     with ThreadPoolExecutor(min(len(chosen), os.cpu_count() or 1)) as pool:
-        return dict(zip(chosen, pool.map(work, chosen), strict=True))
+        return dict(zip(chosen, pool.map(prepare, chosen), strict=True))
 
 
 def _maker(

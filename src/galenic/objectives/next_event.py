@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-# Tokens whose logits are held at once: over a large vocabulary these outweigh the network.
+# Tokens whose logits are held at once, and then made again in the backward pass: over a large
+# vocabulary they outweigh the network.
 AT_ONCE = 1024
 
 
@@ -49,7 +51,10 @@ class NextEvent(nn.Module):
         states = outputs.last_hidden_state[:, :-1][follows]
         targets = input_ids[:, 1:][follows]
         pieces = zip(states.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
-        judged = [checkpoint(self._judge, *piece, use_reentrant=False) for piece in pieces]
+        judge: Any = self._judge
+        if len(states) > AT_ONCE:
+            judge = partial(checkpoint, judge, use_reentrant=False)
+        judged = [judge(*piece) for piece in pieces]
         losses, hits = (torch.cat(part) for part in zip(*judged, strict=True))
         found = {"loss": losses.sum() / follows.sum().clamp_min(1), "tokens": follows.sum(1)}
         with torch.no_grad():
@@ -59,7 +64,7 @@ class NextEvent(nn.Module):
         return found
 
     def _judge(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of each token [N], and 1 where it was the likeliest; the logits are not kept."""
+        """Loss of each token [N], and 1 where it was the likeliest."""
         logits = self.decoder(states).float()
         losses = functional.cross_entropy(logits, targets, reduction="none")
         return losses, (logits.detach().argmax(-1) == targets).float()
