@@ -329,7 +329,7 @@ def test_memory_is_that_of_a_tensor_not_of_the_checkpoint(tmp_path: Path) -> Non
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert float(done.stdout) < 130
+    assert float(done.stdout) < 180
     found = load_file(tmp_path / "out" / WEIGHTS)
     assert all(bool((value == 1).all()) for value in found.values())
 

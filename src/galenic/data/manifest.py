@@ -59,7 +59,12 @@ def read_table(path: Path) -> pd.DataFrame:
             return _read_csv(path, "\t" if name.endswith(".tsv") else ",")
     except (ValueError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, pd.errors.EmptyDataError):
-            raise DataError("The manifest is empty.", where=path.name) from None
+            raise DataError(
+                "The manifest is empty.",
+                where=path.name,
+                expected="a line with the names of the columns, and under it a line per sample",
+                next_step="Write it again: the file has no bytes, or only blanks.",
+            ) from None
         # Not the parser's own words: they may hold what stands in a cell.
         cells = "Look for a quotation mark that is not closed, or a row with too many cells."
         raise DataError(

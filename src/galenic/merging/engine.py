@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,9 @@ from galenic.merging.recipe import Recipe, check_values, read
 from galenic.merging.report import Report, measure
 from galenic.merging.settings import Depths, at
 from galenic.merging.sources import Source, State, Weights, close, size_of, spans
-from galenic.merging.writing import Slot, narrowed
+from galenic.merging.writing import Progress, Slot, narrowed
 
 REPORT, RECIPE, HEADS = "merge_report.json", "merge_recipe.json", "heads"
-# Progress: (tensors done, tensors in all, name of the one that is done).
-Progress = Callable[[int, int, str], None]
 
 
 def merge(
@@ -76,10 +74,11 @@ def merge(
         made |= writing.write(
             aside,
             work.slots(),
-            lambda slot: work.stream(slot, progress),
+            work.stream,
             stem=base.stem,
             shard_bytes=int(recipe.shard_gb * 1e9),
             metadata=base.metadata or None,
+            progress=progress,
         )
         work.write_heads(aside / HEADS)
         document = {
@@ -136,7 +135,7 @@ def merge_states(
     with one_thread():
         work = _Merge(recipe, root, parents)
         for slot in work.slots():
-            pieces = list(work.stream(slot, None))
+            pieces = list(work.stream(slot))
             flat = torch.cat(pieces) if pieces else torch.empty(0, dtype=slot.dtype)
             found[slot.name] = flat.reshape(slot.shape)
     return found
@@ -158,29 +157,25 @@ class _Merge:
         self._each = {name: self._resolve(name) for name in self._jobs}
         prepare = getattr(methods.method(recipe.method), "prepare", None)
         self._found = prepare(self.aligned.jobs, self._configs) if prepare else None
-        self._done = 0
 
     def slots(self) -> list[Slot]:
         """Everything that is written, in the order of the base."""
         return [Slot(n, self._type(self.base.source(n)), self.base.source(n).shape)
                 for n in self.base.names()]  # fmt: skip
 
-    def stream(self, slot: Slot, progress: Progress | None) -> Iterator[Tensor]:
+    def stream(self, slot: Slot) -> Iterator[Tensor]:
         """The entries of one tensor, as flat pieces of its type."""
         job = self._jobs.get(slot.name)
         if job is None:
             source = self.base.source(slot.name)
             for start, stop in spans(size_of(source)):
-                yield source.flat(start, stop).to(slot.dtype)
+                yield narrowed(source.flat(start, stop), slot)
             close(source)
         else:
             for piece in self._combine(job):
                 yield narrowed(piece, slot)
             self.report.add(job, measure(job))
             close(job.base, *job.parents)
-        self._done += 1
-        if progress is not None:
-            progress(self._done, len(self.base.names()), slot.name)
 
     def write_heads(self, folder: Path) -> None:
         """Each model's excluded tensors, in a file of its own."""

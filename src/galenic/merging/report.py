@@ -92,11 +92,11 @@ class Report:
     def finish(self) -> dict[str, Any]:
         """The whole document, with the warnings on lineage."""
         count = len(self.keys) + 1
-        total = sum((f.gram for f in self._grams), torch.zeros(count, count, dtype=torch.float64))
+        # Tensors come in any order, and a sum should not depend on it.
+        grams = sorted(self._grams, key=lambda figures: figures.name)
+        total = sum((f.gram for f in grams), torch.zeros(count, count, dtype=torch.float64))
         # Norms and biases start alike in every network; matrices tell who descends from whom.
-        matrices = [f.gram for f in self._grams if len(f.shape) > 1] or [
-            f.gram for f in self._grams
-        ]
+        matrices = [f.gram for f in grams if len(f.shape) > 1] or [f.gram for f in grams]
         lineage = sum(matrices, torch.zeros(count, count, dtype=torch.float64))
         whole = _figures(total, self.keys)
         whole["lineage"] = _lineage(lineage, self.keys)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
-import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +15,12 @@ from torch import Tensor
 
 from galenic.core.errors import WeightsError
 from galenic.core.files import atomic_json
+from galenic.merging.ahead import ahead
 from galenic.merging.checkpoints import CODES, INDEX
 
 SHARD_BYTES = 5_000_000_000
+# Progress: (tensors done, tensors in all, name of the one that is done).
+Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,19 @@ def write(
     stem: str = "model",
     shard_bytes: int = SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, str | int]]:
     """Write all `slots` into `folder`, which a caller has made to appear whole.
 
     Args:
         folder: Where the files go.
         slots: What is written, in order.
-        stream: Gives the entries of one slot, as flat pieces of its type.
+        stream: Gives the entries of one slot, as flat pieces of its type, which are the caller's
+            from then on. It is called on several threads, for several slots at once.
         stem: Of the names of the files.
         shard_bytes: Most bytes of a file; with more than one file there is an index.
         metadata: Text of the header.
+        progress: Called after every tensor.
 
     Returns:
         SHA-256 and bytes of each file, by name.
@@ -93,21 +96,29 @@ def write(
     Raises:
         OSError: If the disk is full, or any other fault of the file system.
     """
-    files = plan(slots, stem, shard_bytes)
+    # Wide types first, as safetensors orders them: every tensor is then aligned.
+    files = {
+        name: sorted(group, key=lambda slot: (-slot.dtype.itemsize, slot.name))
+        for name, group in plan(slots, stem, shard_bytes).items()
+    }
     made: dict[str, dict[str, str | int]] = {}
-    for name, group in files.items():
-        # Wide types first, as safetensors orders them: every tensor is then aligned.
-        order = sorted(group, key=lambda slot: (-slot.dtype.itemsize, slot.name))
-        head = header(order, metadata or {"format": "pt"})
-        with _file(folder / name, made) as put:
-            put(head)
-            for slot in order:
-                count = 0
-                for piece in stream(slot):
-                    count += piece.numel()
-                    put(_bytes(piece))
-                if count != math.prod(slot.shape):
-                    raise ValueError(f"'{slot.name}' got {count} entries for {slot.shape}")
+    done = 0
+    with ahead(stream, [slot for order in files.values() for slot in order]) as streams:
+        for name, order in files.items():
+            digest = hashlib.sha256()
+            with (folder / name).open("xb", buffering=0) as file:
+                _put(header(order, metadata or {"format": "pt"}), file, digest)
+                for slot in order:
+                    count = 0
+                    for piece in next(streams):
+                        count += piece.numel()
+                        _put(_bytes(piece), file, digest)
+                    if count != math.prod(slot.shape):
+                        raise ValueError(f"'{slot.name}' got {count} entries for {slot.shape}")
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(slots), slot.name)
+                made[name] = {"sha256": digest.hexdigest(), "bytes": file.tell()}
     if len(files) > 1:
         where = {slot.name: name for name, group in files.items() for slot in group}
         total = sum(slot.bytes for slot in slots)
@@ -152,43 +163,8 @@ def _bytes(piece: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
-@contextmanager
-def _file(
-    path: Path, made: dict[str, dict[str, str | int]]
-) -> Iterator[Callable[[bytes | memoryview], None]]:
-    """Hash and write on a thread of its own: both let the arithmetic go on meanwhile."""
-    waiting: queue.Queue[bytes | memoryview | None] = queue.Queue(maxsize=8)
-    digest = hashlib.sha256()
-    faults: list[BaseException] = []
-    size = 0
-
-    def work() -> None:
-        nonlocal size
-        try:
-            with path.open("xb", buffering=0) as file:
-                while (data := waiting.get()) is not None:
-                    digest.update(data)
-                    size += len(data)
-                    view = memoryview(data)
-                    while view:
-                        view = view[os.write(file.fileno(), view) :]
-        except BaseException as error:
-            faults.append(error)
-            while waiting.get() is not None:
-                pass
-
-    def put(data: bytes | memoryview) -> None:
-        if faults:
-            raise faults[0]
-        waiting.put(data)
-
-    thread = threading.Thread(target=work, name="galenic-write", daemon=True)
-    thread.start()
-    try:
-        yield put
-    finally:
-        waiting.put(None)
-        thread.join()
-    if faults:
-        raise faults[0]
-    made[path.name] = {"sha256": digest.hexdigest(), "bytes": size}
+def _put(data: bytes | memoryview, file: io.FileIO, digest: hashlib._Hash) -> None:
+    digest.update(data)
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

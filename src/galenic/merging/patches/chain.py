@@ -13,7 +13,6 @@ from torch import nn
 from galenic.core.errors import ConfigError, WeightsError
 from galenic.core.files import atomic_json, plain
 from galenic.merging.checkpoints import Checkpoint
-from galenic.merging.engine import Progress
 from galenic.merging.folders import locate, require_apart
 from galenic.merging.patches.activations import Probe
 from galenic.merging.patches.checking import Allowed, examine
@@ -24,6 +23,7 @@ from galenic.merging.patches.portability import Portability
 from galenic.merging.patches.porting import write_ported
 from galenic.merging.patches.recovery import Recovery, recovery
 from galenic.merging.sources import Weights
+from galenic.merging.writing import Progress
 
 REPORT = "chain_report.json"
 # Where the old base stands with its patch while it is scored; never kept.

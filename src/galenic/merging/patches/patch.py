@@ -15,7 +15,6 @@ from torch import nn
 from galenic.core.errors import ConfigError, WeightsError
 from galenic.core.fingerprint import fingerprint_tensors
 from galenic.merging.checkpoints import Checkpoint
-from galenic.merging.engine import Progress
 from galenic.merging.patches.activations import Probe
 from galenic.merging.patches.adapters import Adapter
 from galenic.merging.patches.bases import (
@@ -34,6 +33,7 @@ from galenic.merging.patches.portability import Portability
 from galenic.merging.patches.porting import write_ported
 from galenic.merging.patches.spectrum import folded, largest
 from galenic.merging.sources import State, size_of
+from galenic.merging.writing import Progress
 from galenic.models.delta import FILE, Delta, Entry, LowRank, is_under, ledger, state_of
 from galenic.models.delta.entries import difference
 

@@ -14,13 +14,12 @@ from galenic.core.errors import WeightsError
 from galenic.core.files import atomic_json, plain
 from galenic.merging import writing
 from galenic.merging.checkpoints import Checkpoint
-from galenic.merging.engine import Progress
 from galenic.merging.folders import new_checkpoint, require_apart
 from galenic.merging.patches.bases import PATCHES
 from galenic.merging.patches.fitting import Fitted
 from galenic.merging.patches.portability import Portability
 from galenic.merging.sources import close, size_of, spans
-from galenic.merging.writing import Slot, narrowed
+from galenic.merging.writing import Progress, Slot, narrowed
 from galenic.models.delta.entries import piece, plus
 
 REPORT = "port_report.json"
@@ -58,14 +57,19 @@ def write_ported(
     """
     require_apart(out, [base.path])
     started = time.perf_counter()
-    patched = _Patched(base, fitted if scale else Fitted({}, {}), scale, progress)
+    patched = _Patched(base, fitted if scale else Fitted({}, {}), scale)
     held = json.loads(base.metadata.get(PATCHES, "[]"))
     metadata = {"format": "pt", **base.metadata}
     if scale:
         metadata[PATCHES] = json.dumps([*held, known.patch])
     with new_checkpoint(out, base.folder) as (aside, made):
         made |= writing.write(
-            aside, patched.slots(), patched.stream, stem=base.stem, metadata=metadata
+            aside,
+            patched.slots(),
+            patched.stream,
+            stem=base.stem,
+            metadata=metadata,
+            progress=progress,
         )
         if judge is not None:
             known = judge(aside)
@@ -78,12 +82,9 @@ def write_ported(
 class _Patched:
     """What is written, and where each entry comes from."""
 
-    def __init__(
-        self, base: Checkpoint, fitted: Fitted, scale: float, progress: Progress | None
-    ) -> None:
-        self._base, self._scale, self._progress = base, scale, progress
+    def __init__(self, base: Checkpoint, fitted: Fitted, scale: float) -> None:
+        self._base, self._scale = base, scale
         self._entries, self._copied = fitted.entries, fitted.copied
-        self._done = 0
 
     def slots(self) -> list[Slot]:
         """The tensors of the base, and after them what is new."""
@@ -97,10 +98,6 @@ class _Patched:
             yield narrowed(self._copied[slot.name], slot).reshape(-1)
         else:
             yield from self._read(slot)
-        self._done += 1
-        if self._progress is not None:
-            total = len(self._base.entries.keys() | self._copied.keys())
-            self._progress(self._done, total, slot.name)
 
     def _read(self, slot: Slot) -> Iterator[Tensor]:
         source, entry = self._base.source(slot.name), self._entries.get(slot.name)
@@ -115,5 +112,8 @@ class _Patched:
                         expected=f"numbers that {slot.dtype} holds",
                         next_step="Use a smaller --scale, or a base without NaN.",
                     )
-            yield found
+                yield found
+            else:
+                # A view of the file would be read again, after its pages were given back.
+                yield found.clone()
         close(source)
