@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -115,6 +116,35 @@ def test_several_values_at_one_time_are_averaged_and_counted() -> None:
     measured, counts = Channels.fit(found, np.array([0])).measured(found)
     assert measured["number"].to_list() == [140.0]
     assert counts == {"measured": 1, "duplicates": 1, "without_number": 3, "unknown_answers": 0}
+
+
+def test_channels_come_back_from_their_state_and_from_their_parts() -> None:
+    events = table(
+        event("a", 1, "na", 130.0, unit="mmol/L"), event("a", 2, "na", 150.1, unit="mmol/L"),
+        event("a", 1, "urea", 5.0), event("a", 1, "eyes", text="to pain"),
+        event("b", 1, "eyes", text="none"),
+    )  # fmt: skip
+    found, _ = windows(events, stays(("a", 24), ("b", 24)), 24)
+    channels = Channels.fit(found, TRAIN)
+    assert channels.units == {"na": "mmol/L"} and set(channels.levels) == {"eyes"}
+    state = json.loads(json.dumps(channels.state()))
+    assert Channels.from_state(state) == channels
+    parts = [channels.of([2]), channels.of([0, 1])]
+    assert parts[0].units == {} and Channels.joined(parts) == channels.of([2, 0, 1])
+    assert Channels.from_state({k: v for k, v in state.items() if k != "units"}).units == {}
+
+
+def test_a_channel_in_another_unit_than_in_training_is_named() -> None:
+    def seen(**units: str | None) -> pl.DataFrame:
+        rows = [event("a", 1, code, 1.0, unit=unit) for code, unit in units.items()]
+        return windows(table(*rows), stays(("a", 24)), 24)[0]
+
+    channels = Channels.fit(seen(na="mmol/L", urea=None), np.array([0]))
+    # A unit that one of both does not tell is no other one; nor is that of another channel.
+    channels.require_units(seen(na=None, urea="mg/dL", iron="g"))
+    channels.require_units(seen(na="mmol/L"))
+    with pytest.raises(DataError, match="'na' comes in mEq/L, and in training in mmol/L"):
+        channels.require_units(seen(na="mEq/L", urea="mg/dL"))
 
 
 @pytest.mark.parametrize(

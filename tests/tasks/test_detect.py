@@ -132,6 +132,48 @@ def test_a_finished_detector_is_read_again(
     np.testing.assert_allclose(np.sort(found.score), np.sort(theirs), atol=1e-5)
 
 
+def elsewhere(done: Run, manifest: Path, name: str, *without: str) -> Path:
+    """The images of the test part as a manifest of their own."""
+    table = pd.read_csv(manifest).iloc[done.read_json("splits.json")["test"]]
+    table.drop(columns=list(without)).to_csv(manifest.parent / name, index=False)
+    return manifest.parent / name
+
+
+def test_other_images_are_judged_as_those_of_the_test_part(
+    done: Run, manifest: Path, tmp_path: Path
+) -> None:
+    new = elsewhere(done, manifest, "new.csv")
+    made = launch.predict(done.path, new, out=tmp_path)
+    rows = np.array(done.read_json("splits.json")["test"])
+    first, second = (pd.DataFrame(one.read_json("detections.json")) for one in (done, made))
+    assert rows[second["image_id"]].tolist() == first["image_id"].tolist()
+    np.testing.assert_allclose(second["score"], first["score"], atol=1e-5)
+    assert done.metrics.keys() == made.metrics.keys()
+    for name, before in done.metrics.items():
+        assert made.metrics[name].value == pytest.approx(before.value, abs=1e-5, nan_ok=True), name
+    page = report.write(made.path).read_text()
+    assert f"Predicted by <code>{done.path.name}</code>" in page and "Who is in it" not in page
+
+
+def test_what_is_predicted_does_not_depend_on_what_is_true(
+    done: Run, manifest: Path, tmp_path: Path
+) -> None:
+    known = launch.predict(done.path, elsewhere(done, manifest, "known.csv"), out=tmp_path)
+    new = elsewhere(done, manifest, "unknown.csv", "boxes")
+    made = launch.predict(done.path, new, out=tmp_path)
+    assert not (made.path / "metrics.json").exists()
+    assert report.write(made.path).is_file()
+    table = pd.read_csv(made.path / "predictions.csv")
+    pd.testing.assert_frame_equal(table, pd.read_csv(known.path / "predictions.csv"))
+    threshold = done.read_json("detection.json")["threshold"]
+    assert ((table["score"] >= threshold) == (table["boxes"] > 0)).all()
+    assert (table["patient_called"] == (table["patient_score"] >= threshold)).all()
+    shared = pd.read_csv(new)["patient_id"]
+    assert table.groupby(shared)["patient_called"].nunique().eq(1).all()
+    with pytest.raises(DataError, match="no column 'place'"):
+        launch.predict(done.path, elsewhere(done, manifest, "flat.csv", "place"), out=tmp_path)
+
+
 def test_a_frozen_network_stays_as_it_was(manifest: Path, tmp_path: Path) -> None:
     made = run(manifest, tmp_path, "tuner.method=none")
     assert not (made.path / "adapter").exists()
@@ -165,6 +207,9 @@ def test_a_detector_of_transformers_takes_the_same_road(manifest: Path, tmp_path
     assert made.state == "finished"
     _, detector = detect.load(made)
     assert detector.network.config.num_labels == 1
+    new = launch.predict(made.path, elsewhere(made, manifest, "tokens.csv"), out=tmp_path)
+    first, second = (pd.DataFrame(one.read_json("detections.json")) for one in (made, new))
+    np.testing.assert_allclose(second["score"], first["score"], atol=1e-5)
     with pytest.raises(ConfigError, match=r"tuner\.method=full"):
         run(manifest, tmp_path, f"detector.kind={tmp_path / 'yolos'}", "tuner.method=none")
 

@@ -51,6 +51,21 @@ def values(run: Run) -> dict[str, float]:
     return {arm["name"]: arm["test"]["value"] for arm in run.read_json("lego.json")["arms"]}
 
 
+def scores_of(run: Run) -> np.ndarray:
+    """Of the samples in test, in their order."""
+    found = pd.read_parquet(run.path / "predictions.parquet")
+    return found[found["split"] == "test"].filter(like="score").to_numpy()
+
+
+def elsewhere(run: Run, table: pd.DataFrame, folder: Path) -> np.ndarray:
+    """What `predict` says of the samples in test, as a manifest of their own without labels."""
+    new = folder / "new.csv"
+    rows = run.read_json("splits.json")["test"]
+    table.iloc[rows].drop(columns="label").to_csv(new, index=False)
+    made = launch.predict(run.path, new, out=folder / "predicted")
+    return pd.read_csv(made.path / "predictions.csv").filter(regex="^p_").to_numpy()
+
+
 def test_merged_knows_what_each_block_knows(tmp_path: Path) -> None:
     run = start(
         cohort("four"), tmp_path, *GROUPS, "merge.latents=sum",
@@ -92,6 +107,9 @@ def test_missing_inputs_go_all_the_way(tmp_path: Path) -> None:
     run = start(
         table, tmp_path, *GROUPS, "fuse.mode=stack", "schedule.epochs=1", "fuse.schedule.epochs=1"
     )
+    np.testing.assert_allclose(elsewhere(run, table, tmp_path), scores_of(run), atol=1e-5)
+    with pytest.raises(DataError, match=r"No sample has 'left'"):
+        elsewhere(run, table.assign(a0=np.nan, a1=np.nan, b0=1.0), tmp_path)
     present = run.provenance["data"]["present"]
     assert present["left"] == int(table[["a0", "a1"]].notna().any(axis=1).sum())
     assert present["right"] == int(table[["b0", "b1"]].notna().any(axis=1).sum())
@@ -155,6 +173,7 @@ def test_text_and_table_with_frozen_and_with_tuned_encoders(tmp_path: Path) -> N
         found = pd.read_parquet(run.path / "predictions.parquet")
         scores = found[found["split"] == "test"].filter(like="score").to_numpy()
         np.testing.assert_allclose(torch.from_numpy(again).softmax(-1).numpy(), scores, atol=2e-5)
+        np.testing.assert_allclose(elsewhere(run, table, tmp_path), scores, atol=2e-5)
     size = (frozen.path / "lego" / "model.safetensors").stat().st_size
     assert size < 5e6
     assert frozen.read_json("cost.json")["trainable"] * 4 < size * 1.1
@@ -170,6 +189,7 @@ def test_a_block_trained_elsewhere_is_used_as_it_is(tmp_path: Path) -> None:
         table, tmp_path / "c", *GROUPS, f"trained.left={here.path}", f"trained.right={there.path}"
     )
     assert both.read_json("cost.json")["steps"] == 0
+    np.testing.assert_allclose(elsewhere(both, table, tmp_path), scores_of(both), atol=1e-5)
     for name, run in (("left", here), ("right", there)):
         own = pd.read_parquet(run.path / "predictions.parquet").set_index("row")
         seen = pd.read_parquet(both.path / "arms.parquet")
@@ -197,7 +217,14 @@ def test_all_blocks_of_one_run_are_merged_in_another_way(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("chosen", ["left", "late", "concat"])
 def test_each_arm_can_be_the_prediction(chosen: str, tmp_path: Path) -> None:
-    run = start(cohort("four", 120), tmp_path, *GROUPS, "schedule.max_steps=4", f"predict={chosen}")
+    table = cohort("four", 120)
+    run = start(table, tmp_path, *GROUPS, "schedule.max_steps=4", f"predict={chosen}")
+    np.testing.assert_allclose(elsewhere(run, table, tmp_path), scores_of(run), atol=1e-5)
+    if chosen == "left":
+        with pytest.raises(DataError, match="lack 'left'"):
+            elsewhere(
+                run, table.assign(a0=table["a0"].where(table.index % 2 == 0), a1=None), tmp_path
+            )
     assert run.metrics["balanced_accuracy"].value == values(run)[chosen]
     job, objective = lego.load(run)
     if chosen == "concat":
@@ -205,9 +232,8 @@ def test_each_arm_can_be_the_prediction(chosen: str, tmp_path: Path) -> None:
             objective, PairedRows(job.modalities, job.splits.test, job.targets),
             collate=PairedCollate(job.modalities),
         )["logits"]  # fmt: skip
-        table = pd.read_parquet(run.path / "predictions.parquet")
-        scores = table[table["split"] == "test"].filter(like="score").to_numpy()
-        np.testing.assert_allclose(torch.from_numpy(logits).softmax(-1), scores, atol=1e-5)
+        shares = torch.from_numpy(logits).softmax(-1)
+        np.testing.assert_allclose(shares, scores_of(run), atol=1e-5)
 
 
 def test_the_best_input_is_chosen_on_validation(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def new_checkpoint(
 def one_thread() -> Iterator[None]:
     """No team of threads for a piece: it is too small, and on a busy machine they wait in turn.
 
-    Writing and hashing have a thread of their own, and so has the ranking of each task vector.
+    Several tensors are made at once instead, each on a thread of its own.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

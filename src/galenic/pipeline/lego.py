@@ -18,9 +18,11 @@ from galenic.models.backbone import Backbone, Pool, open_backbone
 from galenic.pipeline.config import InputConfig
 from galenic.pipeline.frozen import FrozenCache
 from galenic.pipeline.inputs import Array, Inputs, single_input
-from galenic.pipeline.opening import open_inputs
+from galenic.pipeline.opening import ENCODING, open_inputs
 
 TOKENS = "tokens"
+# How each of several tables was encoded.
+TABLES = "tables.json"
 
 
 @dataclass
@@ -67,12 +69,7 @@ class Modality:
 
     def retabulate(self, state: Mapping[str, Any]) -> None:
         """Encode a table as another run did, whose `table.json` or `tables.json` says how."""
-        encoder = TabularEncoder(
-            {name: (value[0], value[1], value[2]) for name, value in state["numeric"].items()},
-            tuple(state["flagged"]),
-            {name: tuple(known) for name, known in state["categories"].items()},
-        )
-        table = encoder.transform(self.cohort.features())
+        table = TabularEncoder.of(state).transform(self.cohort.features())
         spec, channels = self.backbone.spec, table.shape[1]
         self.backbone = open_backbone(spec, modality="table", channels=channels)
         self.inputs = Inputs(self.cohort, self.backbone, table=table)
@@ -146,6 +143,7 @@ def open_modalities(
     configs: Mapping[str, InputConfig],
     used: Array,
     seed: int,
+    encoders: Mapping[str, TabularEncoder] | None = None,
 ) -> list[Modality]:
     """Open a network for every input of a cohort.
 
@@ -161,6 +159,7 @@ def open_modalities(
         configs: Sizes by input.
         used: Every row of the split.
         seed: Of the augmentation.
+        encoders: Of tables, by input, where they were learnt before.
 
     Raises:
         ConfigError: If an input is named that is not there.
@@ -182,19 +181,27 @@ def open_modalities(
         rows = train[there[name][train]]
         if not len(rows):
             raise DataError(
-                f"No training sample has '{name}'.", where=cohort.name, expected="at least one"
+                f"No training sample has '{name}'.",
+                where=cohort.name,
+                expected="at least one",
             )
         options = configs.get(name, config)
         network, inputs = open_inputs(
-            part, rows, run, backbone=backbones.get(name, backbone), pool=pool, config=options
+            part,
+            rows,
+            run,
+            backbone=backbones.get(name, backbone),
+            pool=pool,
+            config=options,
+            encoder=(encoders or {}).get(name),
         )
         if inputs.modality == "table":
-            tabular[name] = run.read_json("table.json")
+            tabular[name] = run.read_json(ENCODING)
         augmented = _augmented(part, network, options.augment, seed, inputs)
         found.append(Modality(name, part, network, inputs, there[name], augmented))
     if len(tabular) > 1:
-        (run.path / "table.json").unlink(missing_ok=True)
-        run.write_json("tables.json", tabular)
+        (run.path / ENCODING).unlink(missing_ok=True)
+        run.write_json(TABLES, tabular)
     run.update_provenance(
         data={
             "fingerprint": cohort.fingerprint,

@@ -93,9 +93,10 @@ def describe(cohort: Cohort) -> dict[str, object]:
         "patients": int(np.unique(cohort.patient_ids).size),
         "inputs": list(cohort.inputs),
     }
-    if cohort.label is not None:
-        found |= {"kind": cohort.label.kind, "classes": list(cohort.label.classes)}
-    return found
+    label = cohort.label
+    if label is None:
+        return found | {"kind": "unlabelled", "classes": []}
+    return found | {"kind": label.kind, "classes": list(label.classes)}
 
 
 def weights_of(backbone: Backbone) -> dict[str, str]:

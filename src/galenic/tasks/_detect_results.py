@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from galenic.data.boxes import Found, Truth
+from galenic.core.run import Run
+from galenic.data.boxes import Boxes, Found, Truth
+from galenic.data.cohort import Cohort
 from galenic.data.manifest import require_column
 from galenic.evaluation import operating
 from galenic.evaluation.bootstrap import Estimate, estimates
 from galenic.evaluation.detection import NAMES, OF_CLASS, Matched, coco_by_class, match, overlap
 from galenic.evaluation.froc import RATES, froc
-from galenic.evaluation.patients import patient_scores, ptp, tuned_threshold
+from galenic.evaluation.patients import PatientRule, patient_scores, ptp, tuned_threshold
 from galenic.pipeline.boxed import truth_of
 from galenic.pipeline.overlays import draw
+from galenic.tasks._detect_config import DetectionScore
 
 if TYPE_CHECKING:
     from galenic.tasks.detect import Job
@@ -29,8 +33,29 @@ EACH = 4
 
 
 @dataclass(frozen=True)
+class Judge:
+    """What detections are judged by.
+
+    Attributes:
+        cohort: The images.
+        boxes: True ones, of every row of the cohort.
+        classes: Names of their classes.
+        rule: When a patient is called ill.
+        score: How figures are taken.
+        seed: Of the bootstrap.
+    """
+
+    cohort: Cohort
+    boxes: Sequence[Boxes]
+    classes: tuple[str, ...]
+    rule: PatientRule
+    score: DetectionScore
+    seed: int
+
+
+@dataclass(frozen=True)
 class Part:
-    """Validation or test, with what was found in it.
+    """Some images, such as those of validation or test, with what was found in them.
 
     Attributes:
         rows: Of the cohort [n].
@@ -64,48 +89,66 @@ def write_results(job: Job, found: dict[str, Found]) -> None:
         job: Whose run.
         found: Detections of `val` and `test`, in the pixels of their images.
     """
-    parts = {part: _part(job, part, found[part]) for part in found}
-    threshold, tuned = _threshold(job, parts["val"])
-    document: dict[str, Any] = {"kind": "boxes", "classes": list(job.classes)}
-    for part, key, resamples in (
-        ("val", "validation", 0),
-        ("test", "test", job.config.score.resamples),
-    ):
-        boxes = _box_figures(job, parts[part], threshold, resamples)
-        figures, patients = _patient_figures(job, parts[part], threshold, resamples)
-        document[key] = {name: f.to_dict() for name, f in (boxes.whole | figures).items()}
-    test = parts["test"]
-    both = all("ptp_f1" in document[key] for key in ("validation", "test"))
-    document["main"] = "ptp_f1" if both else "map_50"
-    job.run.write_json("metrics.json", document)
-    chosen = _chosen(test.matched, threshold)
-    shown = draw(job.run, job.cohort, test.rows, chosen, test.truth, test.found, threshold)
-    job.run.write_json(
-        "detection.json",
-        {
-            "classes": boxes.classes,
-            "froc": boxes.froc,
-            "threshold": threshold,
-            "tuned": tuned,
-            "rule": job.config.rule.model_dump(),
-            "patients": patients,
-            "lost_boxes": job.faults.lost,
-            "shown": shown,
-        },
-    )
-    job.run.write_json("detections.json", _coco_results(test))
-    job.run.write_table("slices.parquet", pd.concat([_slices(p, n) for n, p in parts.items()]))
-    job.run.write_table(
-        "patients.parquet",
-        pd.concat([_patients(job, p, n, threshold) for n, p in parts.items()]),
-    )
-    job.run.log({"event": "scored", document["main"]: document["test"][document["main"]]["value"]})
+    config, run = job.config, job.run
+    judge = Judge(job.cohort, job.boxes, job.classes, config.rule, config.score, config.seed)
+    parts = {
+        name: part_of(judge, getattr(job.splits, name), detections)
+        for name, detections in found.items()
+    }
+    threshold, tuned = _threshold(judge.rule, parts["val"])
+    plain = config.score.model_copy(update={"resamples": 0})
+    validation, _ = figures_of(replace(judge, score=plain), parts["val"], threshold)
+    test, document = figures_of(judge, parts["test"], threshold)
+    main = "ptp_f1" if "ptp_f1" in validation.keys() & test.keys() else "map_50"
+    scores = {"kind": "boxes", "classes": list(job.classes), "validation": validation}
+    run.write_json("metrics.json", scores | {"test": test, "main": main})
+    shown = draw_some(run, judge, parts["test"], threshold)
+    told = {"tuned": tuned, "lost_boxes": job.faults.lost, "shown": shown}
+    run.write_json("detection.json", document | told)
+    run.write_json("detections.json", coco_results(parts["test"]))
+    write_tables(run, parts, threshold)
+    run.log({"event": "scored", main: test[main]["value"]})
 
 
-def _part(job: Job, part: str, found: Found) -> Part:
-    rows = getattr(job.splits, part)
-    rule, patients, truth = job.config.rule, job.cohort.patient_ids[rows], truth_of(job.boxes, rows)
-    ill = job.positive[rows]
+def write_tables(run: Run, parts: Mapping[str, Part], threshold: float) -> None:
+    """One row a slice and a patient of every part.
+
+    Args:
+        run: Where they go.
+        parts: By name.
+        threshold: Score from which a slice counts.
+    """
+    slices = [_slices(part, name) for name, part in parts.items()]
+    patients = [_patients(part, name, threshold) for name, part in parts.items()]
+    run.write_table("slices.parquet", pd.concat(slices))
+    run.write_table("patients.parquet", pd.concat(patients))
+
+
+def draw_some(run: Run, judge: Judge, part: Part, threshold: float) -> list[dict[str, Any]]:
+    """Draw the images of a part that are worth a look; what is on each."""
+    chosen = _chosen(part.matched, threshold)
+    return draw(run, judge.cohort, part.rows, chosen, part.truth, part.found, threshold)
+
+
+def figures_of(judge: Judge, part: Part, threshold: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every figure of a part by its name, and what `detection.json` says of it beside them."""
+    boxes = _box_figures(judge, part, threshold)
+    figures, patients = _patient_figures(judge, part, threshold)
+    told = {
+        "classes": boxes.classes,
+        "froc": boxes.froc,
+        "threshold": threshold,
+        "rule": judge.rule.model_dump(),
+        "patients": patients,
+    }
+    return {name: f.to_dict() for name, f in (boxes.whole | figures).items()}, told
+
+
+def part_of(judge: Judge, rows: Array, found: Found) -> Part:
+    """Hold what was found in the images of `rows` against what is in them."""
+    rule, patients = judge.rule, judge.cohort.patient_ids[rows]
+    truth = truth_of(judge.boxes, rows)
+    ill = np.array([len(judge.boxes[row]) > 0 for row in rows], dtype=bool)
     scores = np.zeros(len(rows))
     np.maximum.at(scores, found.image, found.score)
     codes = np.unique(patients)
@@ -113,13 +156,13 @@ def _part(job: Job, part: str, found: Found) -> Part:
     counted = scores
     if rule.min_iou is not None:
         counted = _localised(truth, found, rule.min_iou, scores, np.isin(patients, patients[ill]))
-    order = _order(job, rows)
+    order = _order(judge, rows)
     return Part(
         rows,
         patients,
         truth,
         found,
-        match(truth, found, len(rows), len(job.classes)),
+        match(truth, found, len(rows), len(judge.classes)),
         ill,
         scores,
         codes,
@@ -128,12 +171,12 @@ def _part(job: Job, part: str, found: Found) -> Part:
     )
 
 
-def _order(job: Job, rows: Array) -> Array:
-    column = job.config.rule.order
+def _order(judge: Judge, rows: Array) -> Array:
+    column = judge.rule.order
     if column is None:
         return np.arange(len(rows))
-    require_column(column, job.cohort.table.columns)
-    return job.cohort.table[column].iloc[rows].reset_index(drop=True).argsort().to_numpy()
+    require_column(column, judge.cohort.table.columns)
+    return judge.cohort.table[column].iloc[rows].reset_index(drop=True).argsort().to_numpy()
 
 
 def _localised(truth: Truth, found: Found, least: float, scores: Array, ill: Array) -> Array:
@@ -148,10 +191,10 @@ def _localised(truth: Truth, found: Found, least: float, scores: Array, ill: Arr
     return np.where(ill, hit, scores)
 
 
-def _threshold(job: Job, part: Part) -> tuple[float, str]:
+def _threshold(rule: PatientRule, part: Part) -> tuple[float, str]:
     """The score from which a slice counts, and where it comes from."""
-    if job.config.rule.threshold is not None:
-        return job.config.rule.threshold, "given"
+    if rule.threshold is not None:
+        return rule.threshold, "given"
     best = tuned_threshold(part.patient_ill, part.patient_scores)
     if np.isnan(best):
         return HALF, "0.5: validation has patients of one kind only"
@@ -167,7 +210,7 @@ class BoxFigures:
     froc: list[dict[str, Any]]
 
 
-def _box_figures(job: Job, part: Part, threshold: float, resamples: int) -> BoxFigures:
+def _box_figures(judge: Judge, part: Part, threshold: float) -> BoxFigures:
     names = (*NAMES, "froc", *(f"slice_{name}" for name in ("recall", "precision", "f1")))
 
     def metric(weights: Array) -> Array:
@@ -177,10 +220,14 @@ def _box_figures(job: Job, part: Part, threshold: float, resamples: int) -> BoxF
         parts = [whole, curve.mean(axis=1, keepdims=True), rates[:, [0, 2, 4]], curve]
         return np.concatenate([*parts, each.reshape(len(weights), -1)], axis=1)
 
-    score = job.config.score
+    score = judge.score
     found = iter(
         estimates(
-            metric, part.patients, resamples=resamples, level=score.level, seed=job.config.seed
+            metric,
+            part.patients,
+            resamples=score.resamples,
+            level=score.level,
+            seed=judge.seed,
         )
     )
     whole = {name: next(found) for name in names}
@@ -192,25 +239,25 @@ def _box_figures(job: Job, part: Part, threshold: float, resamples: int) -> BoxF
             "images": len(np.unique(part.truth.image[part.truth.classes == kind])),
             **{figure: next(found).to_dict() for figure in OF_CLASS},
         }
-        for kind, name in enumerate(job.classes)
+        for kind, name in enumerate(judge.classes)
     ]
     return BoxFigures(whole, classes, curve)
 
 
 def _patient_figures(
-    job: Job, part: Part, threshold: float, resamples: int
+    judge: Judge, part: Part, threshold: float
 ) -> tuple[dict[str, Estimate], dict[str, Any] | None]:
     """Figures of the patients and what is told of them; none where one kind is not there."""
     if len(np.unique(part.patient_ill)) < 2:
         return {}, None
-    score = job.config.score
+    score = judge.score
     figures, told = ptp(
         part.patient_ill,
         part.patient_scores,
         threshold,
-        resamples=resamples,
+        resamples=score.resamples,
         level=score.level,
-        seed=job.config.seed,
+        seed=judge.seed,
         prevalences=score.prevalences,
     )
     boxes = part.found.score >= threshold
@@ -247,7 +294,7 @@ def _chosen(matched: Matched, threshold: float) -> list[tuple[int, str]]:
     return list(found.items())
 
 
-def _coco_results(part: Part) -> list[dict[str, Any]]:
+def coco_results(part: Part) -> list[dict[str, Any]]:
     """Detections in COCO's layout of results; the image is the row of the manifest."""
     found = part.found
     sides = found.corners[:, 2:] - found.corners[:, :2]
@@ -265,7 +312,7 @@ def _slices(part: Part, name: str) -> pd.DataFrame:
     return pd.DataFrame({**columns, "label": part.ill.astype(int), "score": part.scores})
 
 
-def _patients(job: Job, part: Part, name: str, threshold: float) -> pd.DataFrame:
+def _patients(part: Part, name: str, threshold: float) -> pd.DataFrame:
     """One row a patient, with the rows of the slices that count."""
     place = np.searchsorted(part.codes, part.patients)
     counted = part.scores >= threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,23 +102,32 @@ def _arm(job: LegoJob, name: str, role: str, model: nn.Module, used: list[Modali
 
 
 def _late(job: LegoJob, blocks: list[Arm]) -> Arm:
-    """The mean probability of the blocks that can say something; of a measure, the mean."""
-    kind = job.label.kind
     rows = {part: getattr(job.splits, part) for part in PARTS}
-    logits = {}
-    for part, every in rows.items():
-        total: Any = 0.0
-        counts = np.zeros(len(every))
-        for arm in blocks:
-            own = arm.logits[part]
-            values = own.astype(np.float64) if kind == "continuous" else to_scores(kind, own)
-            there = np.isin(every, arm.rows[part])
-            spread = np.zeros((len(every), *values.shape[1:]))
-            spread[there] = values
-            total, counts = total + spread, counts + there
-        mean = total / counts.reshape(-1, *[1] * (total.ndim - 1))
-        logits[part] = logits_of(kind, mean).astype(np.float32)
+    logits = {
+        part: late_logits(job.label.kind, every, [(b.rows[part], b.logits[part]) for b in blocks])
+        for part, every in rows.items()
+    }
     return Arm("late", "late", tuple(name for arm in blocks for name in arm.inputs), rows, logits)
+
+
+def late_logits(kind: str, rows: Array, blocks: Sequence[tuple[Array, Array]]) -> Array:
+    """The mean probability of the blocks that can say something; of a measure, the mean.
+
+    Args:
+        kind: Of the label.
+        rows: Every row that is predicted.
+        blocks: Of each block, the rows of these that it reads, and its logits of them.
+    """
+    total: Any = 0.0
+    counts = np.zeros(len(rows))
+    for own, logits in blocks:
+        values = logits.astype(np.float64) if kind == "continuous" else to_scores(kind, logits)
+        there = np.isin(rows, own)
+        spread = np.zeros((len(rows), *values.shape[1:]))
+        spread[there] = values
+        total, counts = total + spread, counts + there
+    mean = total / counts.reshape(-1, *[1] * (total.ndim - 1))
+    return logits_of(kind, mean).astype(np.float32)
 
 
 def report(job: LegoJob, found: list[Arm], main: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from galenic.pipeline.config import Columns
 
 # One row a sample, in the order of its manifest.
 TABLE = "predictions.csv"
+# Keys of the config that say how events are read.
+OF_EVENTS = ("stays", "mapping", "timezone")
 
 
 class Config(BaseConfig):
@@ -21,3 +23,16 @@ class Config(BaseConfig):
     score: ScoreConfig = ScoreConfig()
     batch_size: int | None = Field(None, ge=1, description="None: as the run was evaluated.")
     seed: int = Field(0, ge=0, description="Of the bootstrap.")
+    stays: str | None = Field(
+        None,
+        description="Of the task `stays`: manifest with the columns patient_id and cutoff, and "
+        "labels where they are known; None: the definition of the run makes it of the new events.",
+    )
+    mapping: str | None = Field(
+        None,
+        description="Of tables to events, as the task `stays` takes it; None: the run's own. '': "
+        "none, where the new events are FHIR or MEDS.",
+    )
+    timezone: str | None = Field(
+        None, description="Where clocks of events without a zone hang; None: the run's own."
+    )

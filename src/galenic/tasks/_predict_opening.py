@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
+import pandas as pd
 
 from galenic import tuners
 from galenic.core.errors import WeightsError
@@ -39,7 +40,11 @@ class Told(Protocol):
 
 
 def cohort_of(
-    config: Config, trained: Run, columns: Columns, encoder: TabularEncoder | None = None
+    config: Config,
+    trained: Run,
+    columns: Columns,
+    encoder: TabularEncoder | None = None,
+    source: str | pd.DataFrame | None = None,
 ) -> Cohort:
     """The new samples, read by the columns that the run read where none are named; no label.
 
@@ -48,7 +53,9 @@ def cohort_of(
         trained: The finished run.
         columns: Its own.
         encoder: Its own, of a table.
+        source: Where the new samples are listed; None for `config.data`.
     """
+    source = config.data if source is None else source
     asked, known = config.columns, trained.provenance["data"].get("inputs")
     given: dict[str, Any] = {
         "inputs": (asked.inputs or columns.inputs or known) if encoder is None else encoder.columns,
@@ -56,9 +63,9 @@ def cohort_of(
         "label": (),
         **asked.model_dump(include={"patient_id", "site", "date"}),
     }
-    cohort = Cohort.open(config.data, **given)
+    cohort = Cohort.open(source, **given)
     if asked.patient_id is None and columns.patient_id in cohort.table:
-        cohort = Cohort.open(config.data, **given | {"patient_id": columns.patient_id})
+        cohort = Cohort.open(source, **given | {"patient_id": columns.patient_id})
     return cohort
 
 
@@ -89,6 +96,14 @@ def label_in(
     return LabelSpec(cast("Any", kind), names, tuple(classes))
 
 
+def note_origin(trained: Run, cohort: Cohort, run: Run) -> None:
+    """Write whose prediction it is, and say so where it is of what the run was trained on."""
+    if cohort.fingerprint == trained.provenance["data"]["fingerprint"]:
+        tell("The run was trained on these very samples: its figures for them are no test.")
+    origin = {"run": trained.path.name, "data": trained.provenance["data"]["name"]}
+    run.update_provenance(trained=origin)
+
+
 def network_of(
     trained: Run, told: Told, cohort: Cohort, run: Run, encoder: TabularEncoder | None = None
 ) -> tuple[Backbone, Inputs]:
@@ -104,8 +119,7 @@ def network_of(
     Raises:
         WeightsError: If the network is not the one that the run stands on.
     """
-    if cohort.fingerprint == trained.provenance["data"]["fingerprint"]:
-        tell("The run was trained on these very samples: its figures for them are no test.")
+    note_origin(trained, cohort, run)
     # A network with random weights is drawn again, as the run drew it.
     seed_everything(told.seed)
     backbone, inputs = open_inputs(
@@ -117,6 +131,21 @@ def network_of(
         config=told.input,
         encoder=encoder,
     )
+    restore(backbone, trained, told)
+    return backbone, inputs
+
+
+def restore(backbone: Backbone, trained: Run, told: Told) -> None:
+    """Put what a run trained into the network that it stands on.
+
+    Args:
+        backbone: As it is without the run.
+        trained: The finished run.
+        told: Its config.
+
+    Raises:
+        WeightsError: If it is another network.
+    """
     weights = trained.provenance["weights"]
     if backbone.fingerprint != weights["fingerprint"]:
         raise WeightsError(
@@ -124,8 +153,5 @@ def network_of(
             where=str(trained.path),
             expected=f"fingerprint {weights['fingerprint']}, here it is {backbone.fingerprint}",
         )
-    origin = {"run": trained.path.name, "data": trained.provenance["data"]["name"]}
-    run.update_provenance(trained=origin)
     if (trained.path / "adapter").is_dir():
         tuners.load(backbone, tuners.parse_tuner(told.tuner), trained.path / "adapter")
-    return backbone, inputs

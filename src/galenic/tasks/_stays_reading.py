@@ -12,14 +12,20 @@ import polars as pl
 
 from galenic.core.errors import ConfigError, DataError
 from galenic.core.progress import tell
+from galenic.core.run import Run
 from galenic.core.seeding import rng
 from galenic.data.cohort import Cohort
 from galenic.data.events.channels import Channels
+from galenic.data.events.definitions import Definition
+from galenic.data.events.definitions import load as load_definition
 from galenic.data.events.series import Counts, Notes, Series, last_notes, windows
 from galenic.data.manifest import require_column
+from galenic.pipeline.opening import describe
 from galenic.tasks._stays_config import Config
 
 Array = np.ndarray[Any, np.dtype[Any]]
+# What was read, and by which channels.
+SERIES = "series.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +45,18 @@ class Reading:
     counts: Counts
 
 
-def reading(events: pl.DataFrame, cohort: Cohort, train: Array, config: Config) -> Reading:
-    """Cut the windows of all stays; channels are chosen and scaled by those of training.
+def reading(events: pl.DataFrame, cohort: Cohort, by: Array | Channels, config: Config) -> Reading:
+    """Cut the windows of all stays.
+
+    Args:
+        events: The event table.
+        cohort: The stays.
+        by: Training stays, by which channels are chosen and scaled; or the channels of a finished
+            run: then nothing is learnt, and no stay need have a note.
+        config: Of the run.
 
     Raises:
-        DataError: If stays and events do not fit, or a modality is nowhere.
+        DataError: If stays and events do not fit, or a modality is nowhere, or units differ.
         ConfigError: If a code of the panel is no channel, or none is left.
     """
     asked = config.modalities
@@ -58,7 +71,11 @@ def reading(events: pl.DataFrame, cohort: Cohort, train: Array, config: Config) 
     channels: dict[str, Channels] = {}
     if names := [name for name in asked if name != "notes"]:
         at = config.series
-        every = Channels.fit(found, train, names=at.channels, levels=at.levels, least=at.least)
+        if isinstance(by, Channels):
+            by.require_units(found)
+            every = by
+        else:
+            every = Channels.fit(found, by, names=at.channels, levels=at.levels, least=at.least)
         whole, left = every.series(found, len(cohort))
         counts |= left
         if at.keep < 1:
@@ -70,8 +87,42 @@ def reading(events: pl.DataFrame, cohort: Cohort, train: Array, config: Config) 
     if "notes" in asked:
         notes, left = last_notes(found, len(cohort), config.series.notes)
         counts |= left
-        _check_notes(notes, counts)
+        if not isinstance(by, Channels):
+            _require_notes(notes, counts)
+        if lacking := counts["stays_without_notes"]:
+            tell(f"{lacking} of {counts['stays']} stays have no note: they are kept.")
     return Reading(series, channels, notes, counts)
+
+
+def record(run: Run, cohort: Cohort, found: Reading, events: str) -> None:
+    """Write what was read: `series.json`, and the data in the provenance.
+
+    Args:
+        run: Where.
+        cohort: The stays.
+        found: What is known of them.
+        events: Fingerprint of the event table.
+    """
+    states = {name: channels.state() for name, channels in found.channels.items()}
+    run.write_json(SERIES, {"counts": found.counts, "channels": states})
+    told = {"events": found.counts, "events_fingerprint": events}
+    run.update_provenance(data=describe(cohort) | told)
+
+
+def recorded(run: Run) -> dict[str, Channels]:
+    """The channels of a finished run, by name of the modality."""
+    states = run.read_json(SERIES)["channels"]
+    return {name: Channels.from_state(state) for name, state in states.items()}
+
+
+def definition(config: Config) -> Definition:
+    """What makes the stays of a run that names no manifest.
+
+    Raises:
+        ConfigError: If there is no such preset or file, or a key is wrong.
+    """
+    asked = config.definition
+    return load_definition(asked) if isinstance(asked, str) else asked
 
 
 def _places(names: Sequence[str], codes: Sequence[str], *, panel: bool) -> list[int]:
@@ -92,7 +143,7 @@ def _places(names: Sequence[str], codes: Sequence[str], *, panel: bool) -> list[
     return places
 
 
-def _check_notes(notes: Notes, counts: Counts) -> None:
+def _require_notes(notes: Notes, counts: Counts) -> None:
     if not notes.texts:
         raise DataError(
             "No stay has a note in its window.",
@@ -101,8 +152,6 @@ def _check_notes(notes: Notes, counts: Counts) -> None:
             expected="events of source note",
             next_step="modalities=[series], or check cutoff and window",
         )
-    if lacking := counts["stays_without_notes"]:
-        tell(f"{lacking} of {counts['stays']} stays have no note: they are kept.")
 
 
 def cutoffs(cohort: Cohort) -> pl.DataFrame:

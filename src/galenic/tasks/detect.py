@@ -23,6 +23,7 @@ from galenic.data.labels import refuse_unseen, require_kind
 from galenic.data.prevalence import PrevalenceConfig, counts_of, make_prevalence_split
 from galenic.data.splits import PARTS, make_splits
 from galenic.evaluation.detection import coco, match
+from galenic.models.backbone import Backbone
 from galenic.models.detection.fcos import Fcos
 from galenic.models.detection.huggingface import open_detector
 from galenic.objectives.detection import Detection
@@ -30,13 +31,14 @@ from galenic.pipeline.balance import balance_of
 from galenic.pipeline.boxed import BoxRows, collate, found_of, truth_of
 from galenic.pipeline.config import open_cohort
 from galenic.pipeline.opening import describe, open_inputs
-from galenic.tasks._detect_config import Config
+from galenic.tasks._detect_config import Config, DetectorConfig
 from galenic.tasks._detect_results import write_results
 from galenic.tasks._job import carry_out, fit_stages, layer_depths, reopened
 
 __all__ = ["FILES", "TABLE", "Config", "Job", "load", "run"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+DETECTOR = "detector.safetensors"
 # What a run writes; nobody is classified.
 FILES = (
     "config.yaml",
@@ -50,7 +52,7 @@ FILES = (
     "detections.json",
     "slices.parquet",
     "patients.parquet",
-    "detector.safetensors",
+    DETECTOR,
 )
 TABLE = "slices.parquet"
 LABELS = "boxes"
@@ -78,9 +80,14 @@ def load(run: Run) -> tuple[Job, nn.Module]:
     job = reopened(run, Config, make)
     if job.adapted:
         tuners.load(job.detector.backbone, job.tuner, run.path / "adapter")
-    state = load_file(run.path / "detector.safetensors")
-    job.detector.load_state_dict({**job.detector.state_dict(), **state})
-    return job, job.detector.eval()
+    return job, restored(job.detector, run).eval()
+
+
+def restored(detector: nn.Module, run: Run) -> nn.Module:
+    """`detector` with the tensors of a finished run; those of a backbone below it stay."""
+    state = load_file(run.path / DETECTOR)
+    detector.load_state_dict({**detector.state_dict(), **state})
+    return detector
 
 
 class Job:
@@ -150,37 +157,23 @@ class Job:
         ]
 
     def _open(self) -> tuple[Any, InputSpec]:
-        config = self.config.detector
-        most, overlap = config.most, config.overlap
-        if config.kind == "fcos":
-            backbone, _ = open_inputs(
-                self.cohort,
-                self.splits.train,
-                self.run,
-                backbone=self.config.backbone,
-                config=self.config.input,
-            )
-            tuners.attach(backbone, self.tuner)
-            self.hooks = tuners.hooks(backbone, self.tuner)
-            detector = Fcos(
-                backbone,
-                len(self.classes),
-                width=config.width,
-                strides=config.strides,
-                most=most,
-                overlap=overlap,
-            )
-            return detector, backbone.inputs
-        self.hooks = tuners.Hooks()
-        network = open_detector(config.kind, self.classes, most=most, overlap=overlap)
-        inputs = network.inputs
-        if (sides := self.config.input.sides) is not None:
-            inputs = replace(inputs, size=(sides, sides) if isinstance(sides, int) else sides)
-        self.run.update_provenance(
-            data=describe(self.cohort),
-            weights={"backbone": config.kind, "fingerprint": fingerprint_module(network)},
+        if self.config.detector.kind != "fcos":
+            self.hooks = tuners.Hooks()
+            network, inputs = transformers_of(self.config, self.classes)
+            weights = {"backbone": self.config.detector.kind}
+            weights["fingerprint"] = fingerprint_module(network)
+            self.run.update_provenance(data=describe(self.cohort), weights=weights)
+            return network, inputs
+        backbone, _ = open_inputs(
+            self.cohort,
+            self.splits.train,
+            self.run,
+            backbone=self.config.backbone,
+            config=self.config.input,
         )
-        return network, inputs
+        tuners.attach(backbone, self.tuner)
+        self.hooks = tuners.hooks(backbone, self.tuner)
+        return fcos_on(backbone, self.config.detector, len(self.classes)), backbone.inputs
 
     @property
     def adapted(self) -> bool:
@@ -229,10 +222,7 @@ class Job:
         return layer_depths(self.objective, network, self.config.schedule)
 
     def _found(self, detections: Array, rows: Array) -> Found:
-        assert self.inputs.size is not None
-        height, width = self.inputs.size
-        least = self.config.detector.least_score
-        return found_of(detections, self.sizes[rows], (width, height), least)
+        return found_in(detections, self.sizes[rows], self.inputs, self.config.detector)
 
     def evaluate(self) -> None:
         """Detect in validation and test, and write every number."""
@@ -251,7 +241,37 @@ class Job:
         """Write what was trained, in safetensors."""
         if self.adapted:
             tuners.save(self.detector.backbone, self.tuner, self.run.path / "adapter")
-        self.run.write_bytes("detector.safetensors", save(_own(self.detector)))
+        self.run.write_bytes(DETECTOR, save(_own(self.detector)))
+
+
+def found_in(detections: Array, sizes: Array, inputs: InputSpec, config: DetectorConfig) -> Found:
+    """Detections [n, D, 6] of a network in the pixels of images of `sizes` [n, 2]."""
+    assert inputs.size is not None
+    height, width = inputs.size
+    return found_of(detections, sizes, (width, height), config.least_score)
+
+
+def fcos_on(backbone: Backbone, config: DetectorConfig, classes: int) -> Fcos:
+    """A fresh pyramid and head on a backbone."""
+    return Fcos(
+        backbone,
+        classes,
+        width=config.width,
+        strides=config.strides,
+        most=config.most,
+        overlap=config.overlap,
+    )
+
+
+def transformers_of(config: Config, classes: tuple[str, ...]) -> tuple[nn.Module, InputSpec]:
+    """A detector of transformers with a fresh head, and what it reads."""
+    at = config.detector
+    network = open_detector(at.kind, classes, most=at.most, overlap=at.overlap)
+    sides = config.input.sides
+    if sides is None:
+        return network, network.inputs
+    size = (sides, sides) if isinstance(sides, int) else sides
+    return network, replace(network.inputs, size=size)
 
 
 def _own(detector: nn.Module) -> dict[str, Tensor]:

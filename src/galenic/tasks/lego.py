@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from galenic import tuners
+from galenic.core.config import Config as BaseConfig
 from galenic.core.errors import ConfigError, DataError
 from galenic.core.meters import count_parameters
 from galenic.core.progress import tell
@@ -25,7 +26,8 @@ from galenic.models.lego.functional import HeadMethod
 from galenic.objectives.classification import Classifier, TargetKind
 from galenic.pipeline.config import InputConfig
 from galenic.pipeline.inputs import Inputs
-from galenic.pipeline.lego import Modality, open_modalities
+from galenic.pipeline.lego import TABLES, Modality, open_modalities
+from galenic.pipeline.opening import ENCODING
 from galenic.pipeline.paired import Concatenated, Fed, PairedCollate, PairedRows
 from galenic.pipeline.tokens import TableEncoder, TokenEncoder
 from galenic.tasks import _lego_arms, classify
@@ -50,6 +52,20 @@ def load(run: Run) -> tuple[LegoJob, Classifier]:
     job = reopened(run, Config, LegoJob)
     job.restore()
     return job, job.objective.eval()
+
+
+def tunable(modality: Modality) -> bool:
+    """Whether its network has any weights."""
+    return any(True for _ in modality.backbone.parameters())
+
+
+def encoder_of(modality: Modality, tuner: BaseConfig) -> TokenEncoder:
+    """The encoder of a modality, with the tuner in it where there is anything to tune."""
+    if tunable(modality):
+        tuners.attach(modality.backbone, tuner)
+        return TokenEncoder(modality.backbone)
+    encoder = TableEncoder if modality.kind == "table" else TokenEncoder
+    return encoder(modality.backbone)
 
 
 class LegoJob(classify.Job):
@@ -117,9 +133,18 @@ class LegoJob(classify.Job):
                 expected=", ".join(self.label.classes),
             )
         if modality.kind == "table":
-            several = (other.path / "tables.json").is_file()
-            state = other.read_json("tables.json" if several else "table.json")
-            modality.retabulate(state[modality.name] if several else state)
+            several = (other.path / TABLES).is_file()
+            state = other.read_json(TABLES if several else ENCODING)
+            state = state[modality.name] if several else state
+            modality.retabulate(state)
+            self._record_table(modality.name, state)
+
+    def _record_table(self, name: str, state: dict[str, Any]) -> None:
+        """Write how a table is encoded now, in the place of how it was at first."""
+        if (self.run.path / TABLES).is_file():
+            self.run.write_json(TABLES, self.run.read_json(TABLES) | {name: state})
+        else:
+            self.run.write_json(ENCODING, state)
 
     def _objective(self) -> Classifier:
         kind, train = self.label.kind, self.splits.train
@@ -175,13 +200,10 @@ class LegoJob(classify.Job):
                     )
 
     def _encoder(self, modality: Modality) -> TokenEncoder:
-        """The encoder of a modality, with the tuner in it where there is anything to tune."""
-        backbone = modality.backbone
-        if any(True for _ in backbone.parameters()):
-            tuners.attach(backbone, self.tuner)
-            self.hooks_of[modality.name] = tuners.hooks(backbone, self.tuner)
-        bare = modality.kind == "table" and not any(True for _ in backbone.parameters())
-        return TableEncoder(backbone) if bare else TokenEncoder(backbone)
+        encoder = encoder_of(modality, self.tuner)
+        if tunable(modality):
+            self.hooks_of[modality.name] = tuners.hooks(modality.backbone, self.tuner)
+        return encoder
 
     def _block_of(self, name: str, encoder: TokenEncoder) -> LegoBlock:
         place = self.config.trained_by(name)

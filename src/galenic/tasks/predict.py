@@ -8,16 +8,27 @@ from pathlib import Path
 from galenic.core.errors import ConfigError
 from galenic.core.meters import Meter
 from galenic.core.run import Run
-from galenic.tasks import _predict_classes, _predict_masks
+from galenic.tasks import _predict_boxes, _predict_classes, _predict_lego, _predict_masks
 from galenic.tasks._job import write_cost
-from galenic.tasks._predict_config import TABLE, Config
+from galenic.tasks._predict_config import OF_EVENTS, TABLE, Config
 
 __all__ = ["TABLE", "Config", "run"]
+
+
+def _stays(config: Config, finished: Run, run: Run) -> int:
+    # Events need the extra `records`, without which all else is predicted too.
+    from galenic.tasks import _predict_stays
+
+    return _predict_stays.apply(config, finished, run)
+
 
 WAYS = {
     "classify": _predict_classes.apply,
     "probe": _predict_classes.apply,
     "segment": _predict_masks.apply,
+    "detect": _predict_boxes.apply,
+    "stays": _stays,
+    "lego": _predict_lego.apply,
 }
 
 
@@ -36,6 +47,12 @@ def run(config: Config, run: Run) -> None:
             f"'{trained.path.name}' is {fault}.",
             where=str(trained.path),
             expected=f"a finished run of {', '.join(WAYS)}, such as `galenic run linear`",
+        )
+    if task != "stays" and (told := [key for key in OF_EVENTS if getattr(config, key) is not None]):
+        raise ConfigError(
+            f"'{trained.path.name}' is of the task '{task}', which reads no events.",
+            where=", ".join(told),
+            expected="a run of the task 'stays', such as `galenic run irregular-ehr`",
         )
     with Meter() as meter:
         parameters = WAYS[task](config, trained, run)

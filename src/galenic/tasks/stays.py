@@ -25,26 +25,24 @@ from galenic.core.run import Run
 from galenic.data.cohort import Cohort
 from galenic.data.events import label, read
 from galenic.data.events.channels import Channels
-from galenic.data.events.definitions import load as load_definition
 from galenic.data.events.grid import summaries
 from galenic.data.events.ingest import REPORT
 from galenic.models.backbone import Backbone, open_backbone
-from galenic.models.irregular import GridNetwork, ResidualHead, Sizes, StayNetwork
+from galenic.models.irregular import ResidualHead, StayNetwork
 from galenic.objectives.classification import Classifier
-from galenic.pipeline.config import DEFAULT_BACKBONES, open_cohort
-from galenic.pipeline.encoder import PooledEncoder
+from galenic.pipeline.config import open_cohort
 from galenic.pipeline.frozen import Rows
 from galenic.pipeline.inputs import Inputs
-from galenic.pipeline.opening import describe, weights_of
-from galenic.pipeline.stays import StayCollate, StayEncoder, Stays, note_inputs
-from galenic.tasks import _heads, classify
+from galenic.pipeline.opening import weights_of
+from galenic.pipeline.stays import StayCollate, StayEncoder, Stays
+from galenic.tasks import _heads, _stays_parts, classify
 from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._stays_config import Config
-from galenic.tasks._stays_reading import reading
+from galenic.tasks._stays_parts import NETWORK
+from galenic.tasks._stays_reading import definition, reading, record
 from galenic.tasks._stays_results import GATES, looked_at
 
 Array = np.ndarray[Any, np.dtype[Any]]
-NETWORK = "network.safetensors"
 READS_COHORT = False
 
 
@@ -105,9 +103,7 @@ class StaysJob(classify.Job):
         self.run.write_text(REPORT, events.rejected.write_csv())
         table: Any = config.stays
         if table is None:
-            asked = config.definition
-            rule = load_definition(asked) if isinstance(asked, str) else asked
-            table = label(self.events, rule).to_pandas()
+            table = label(self.events, definition(config)).to_pandas()
         columns = config.columns.model_copy(update={"inputs": ["cutoff"]})
         return open_cohort(table, columns, quick=config.quick)
 
@@ -126,45 +122,18 @@ class StaysJob(classify.Job):
 
     def _open(self, cohort: Cohort, train: Array, run: Run, **_: Any) -> tuple[Backbone, Any]:
         """Cut the windows, and build the network for what is in them."""
-        at = self.config.series
         found = reading(self.events, cohort, train, self.config)
         del self.events
-        self.channels, notes = found.channels, found.notes
-        states = {name: channels.state() for name, channels in found.channels.items()}
-        run.write_json("series.json", {"counts": found.counts, "channels": states})
-        told = {"events": found.counts, "events_fingerprint": self.fingerprint}
-        run.update_provenance(data=describe(cohort) | told)
-        read = None
-        if notes is not None:
-            self.text = self._open_text()
+        self.channels = found.channels
+        record(run, cohort, found, self.fingerprint)
+        if found.notes is not None:
+            self.text = _stays_parts.open_text(self.config)
             run.update_provenance(weights=weights_of(self.text))
-            read = note_inputs(notes, self.text)
-        steps = at.steps or max(1, round(at.window_hours))
-        self.stays = Stays(found.series, at.window_hours, steps, notes, read)
-        self.network = self._network(steps)
+        self.stays = _stays_parts.samples(self.config, found, self.text)
+        self.network = _stays_parts.network(self.config, self.channels, self.text)
         return self.text or open_backbone("builtin:table"), self.stays
 
-    def _open_text(self) -> Backbone:
-        config = self.config
-        return open_backbone(
-            DEFAULT_BACKBONES["text"] if config.backbone == "auto" else config.backbone,
-            modality="text",
-            max_length=config.input.max_length,
-            pool=config.pool,
-        )
-
     # Building ---------------------------------------------------------------------------
-
-    def _network(self, steps: int) -> nn.Module:
-        at = self.config.network
-        if at.kind == "trees":
-            return nn.Identity()
-        counts = {name: len(channels.names) for name, channels in self.channels.items()}
-        if at.kind == "gru":
-            return GridNetwork(counts["series"], at.width)
-        sizes = Sizes(steps, at.width, at.time_width, at.layers, at.heads, at.dropout)
-        width = None if self.text is None else self.text.width
-        return StayNetwork(counts, width, sizes=sizes, level=at.gate, fusion=at.fusion)
 
     def _head_of(self, job: classify.Job) -> nn.Module:
         if self.config.network.kind == "trees":
@@ -173,11 +142,9 @@ class StaysJob(classify.Job):
         return ResidualHead(width, self.label.outputs, self.config.network.dropout)
 
     def _pooled_encoder(self) -> nn.Module:
-        if self.config.network.kind == "trees":
-            return PooledEncoder(self.backbone)
-        text = None if self.text is None else PooledEncoder(self.text)
-        encoder = StayEncoder(self.network, text)
-        self.stays.epochs = encoder.set_epoch
+        encoder = _stays_parts.encoder(self.config, self.network, self.text)
+        if isinstance(encoder, StayEncoder):
+            self.stays.epochs = encoder.set_epoch
         return encoder
 
     def _depths(self) -> dict[str, int] | None:

@@ -114,6 +114,7 @@ def run(
     epilog=examples(
         "galenic predict runs/lora-0001 --data new.csv",
         "galenic predict runs/lora-0001 --data other-hospital.csv --label diagnosis --patient-id pid",
+        "galenic predict runs/irregular-ehr-0001 --data bundles/ --stays stays.csv",
     )
 )
 @guarded
@@ -124,6 +125,18 @@ def predict(
     inputs: Inputs = None,
     patient_id: Patient = None,
     site: Site = None,
+    stays: Annotated[
+        str | None,
+        typer.Option("--stays", help="Of a run on events: table with patient_id and cutoff."),
+    ] = None,
+    mapping: Annotated[
+        str | None,
+        typer.Option("--mapping", help="Of tables to events, where it is not the run's; '': none."),
+    ] = None,
+    timezone: Annotated[
+        str | None,
+        typer.Option("--timezone", help="Of events without one, where it is not the run's."),
+    ] = None,
     out: Out = Path("runs"),
     name: Annotated[str | None, typer.Option("--name", help="Name of the new folder.")] = None,
     debug: Debug = False,
@@ -140,6 +153,9 @@ def predict(
         columns=columns(label, inputs, patient_id, site=site),
         out=out,
         path=None if name is None else out / name,
+        stays=stays,
+        mapping=mapping,
+        timezone=timezone,
     )
     if (made.path / "metrics.json").is_file():
         _tell(made)

@@ -19,6 +19,7 @@ def read_detection(run: Run) -> dict[str, Any]:
     scores, document = run.read_json("metrics.json"), run.read_json("detection.json")
     patients = pd.read_parquet(run.path / "patients.parquet")
     test = patients[patients["split"] == "test"].sort_values("score", ascending=False)
+    fitted = (run.path / "splits.json").is_file()
     document["shown"] = with_pictures(run, document["shown"])
     return frame(run) | {
         "title": run.provenance.get("recipe", run.path.name),
@@ -27,7 +28,8 @@ def read_detection(run: Run) -> dict[str, Any]:
         "metrics": scores["test"],
         "main": scores["main"],
         "document": document,
-        "counts": run.read_json("splits.json")["prevalence"],
+        # A prediction splits nothing.
+        "counts": run.read_json("splits.json")["prevalence"] if fitted else None,
         "cost": run.read_json("cost.json"),
         "table": test.to_dict("records"),
         "plots": [plot for plot in (_froc(document["froc"]), *fit_plots(run)) if plot],

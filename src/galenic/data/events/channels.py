@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ class Channels:
         levels: Answers of a coded channel, in the order of their numbers 0, 1, ...
         mean: Of the measurements of each channel.
         spread: Their standard deviation; 1 where they never vary.
+        units: Of the channels that come with one, as it was written.
     """
 
     names: tuple[str, ...]
     levels: Mapping[str, tuple[str, ...]]
     mean: tuple[float, ...]
     spread: tuple[float, ...]
+    units: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -79,7 +82,7 @@ class Channels:
                     f"'{name}' is no channel. {nearest(name, chosen)}".strip(),
                     where="series.levels",
                 )
-        _one_unit(found, chosen)
+        units = _one_unit(found, chosen)
         answers = {n: tuple(v) for n, v in (levels or {}).items()} | _answers(seen, chosen, levels)
         unscaled = cls(chosen, answers, (0.0,) * len(chosen), (1.0,) * len(chosen))
         measured = unscaled.measured(seen)[0]
@@ -97,14 +100,54 @@ class Channels:
         rows = [by_channel[at] for at in range(len(chosen))]
         # A channel that never varies in training must not explode in test.
         spread = tuple(row["spread"] if row["spread"] > 1e-6 else 1.0 for row in rows)
-        return cls(chosen, answers, tuple(row["mean"] for row in rows), spread)
+        return cls(chosen, answers, tuple(row["mean"] for row in rows), spread, units)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Channels:
+        """The channels that gave a :meth:`state`; one without units knows none."""
+        levels = {name: tuple(answers) for name, answers in state["levels"].items()}
+        names, mean, spread = (tuple(state[key]) for key in ("names", "mean", "spread"))
+        return cls(names, levels, mean, spread, dict(state.get("units", {})))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Channels]) -> Channels:
+        """The channels of all parts, in their order; :meth:`of` takes them apart again."""
+        names, mean, spread = (
+            tuple(chain.from_iterable(getattr(part, key) for part in parts))
+            for key in ("names", "mean", "spread")
+        )
+        levels, units = (
+            {name: value for part in parts for name, value in getattr(part, key).items()}
+            for key in ("levels", "units")
+        )
+        return cls(names, levels, mean, spread, units)
 
     def of(self, places: Sequence[int]) -> Channels:
         """Some of the channels."""
         names = tuple(self.names[at] for at in places)
         levels = {name: answers for name, answers in self.levels.items() if name in names}
+        units = {name: unit for name, unit in self.units.items() if name in names}
         mean, spread = (tuple(part[at] for at in places) for part in (self.mean, self.spread))
-        return Channels(names, levels, mean, spread)
+        return Channels(names, levels, mean, spread, units)
+
+    def require_units(self, found: pl.DataFrame) -> None:
+        """Check that what was measured comes in the units of training.
+
+        Args:
+            found: Of :func:`windows`.
+
+        Raises:
+            DataError: If a channel comes in two units, or in another one than in training.
+        """
+        came = _one_unit(found, self.names)
+        if others := [name for name, unit in came.items() if self.units.get(name, unit) != unit]:
+            name = others[0]
+            raise DataError(
+                f"Channel '{name}' comes in {came[name]}, and in training in {self.units[name]}.",
+                where=f"{len(others)} channel(s) of the event table",
+                expected="the units of training, in the same spelling",
+                next_step="Convert the values, or correct the unit in the mapping.",
+            )
 
     def measured(self, found: pl.DataFrame) -> tuple[pl.DataFrame, Counts]:
         """One row a stay, time and channel: `stay`, `hours`, `channel`, `number` (not scaled).
@@ -178,22 +221,24 @@ def _common(seen: pl.DataFrame, least: float) -> tuple[str, ...]:
     return tuple(sorted(stays.filter(pl.col("stay") >= max(least, 1))["code"].to_list()))
 
 
-def _one_unit(found: pl.DataFrame, names: Sequence[str]) -> None:
+def _one_unit(found: pl.DataFrame, names: Sequence[str]) -> dict[str, str]:
+    """The unit of each channel that comes with one."""
     units = (
         found.filter(pl.col("code").is_in(names) & pl.col("unit").is_not_null())
         .group_by("code")
         .agg(pl.col("unit").unique().sort())
-        .filter(pl.col("unit").list.len() > 1)
         .sort("code")
     )
-    if len(units):
-        code, several = units.row(0)
+    mixed = units.filter(pl.col("unit").list.len() > 1)
+    if len(mixed):
+        code, several = mixed.row(0)
         raise DataError(
             f"Channel '{code}' comes in {len(several)} units: {', '.join(several)}.",
-            where=f"{len(units)} channel(s) of the event table",
+            where=f"{len(mixed)} channel(s) of the event table",
             expected="one unit a channel",
             next_step="Convert the values, or leave the channel out: series.channels=[...]",
         )
+    return {code: only for code, (only,) in units.iter_rows()}
 
 
 def _answers(
