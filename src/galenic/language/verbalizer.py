@@ -104,6 +104,15 @@ class ManualVerbalizer(nn.Module):
         self.register_buffer("bias", shifts.clone())
         self.register_buffer("mean", mean)
 
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> ManualVerbalizer:
+        """One with the label words of another one's state."""
+        counts = (state["mean"] > 0).sum(dim=1).tolist()
+        blank = nn.Linear(state["weight"].shape[1], 1)
+        made = cls(blank, [[[0]] * count for count in counts])
+        made.load_state_dict(dict(state))
+        return made
+
     def forward(self, state: Tensor) -> Tensor:
         """Logits [B, C] of transformed states at the mask [B, D]."""
         logits = nn.functional.linear(state, self.weight, self.bias)
@@ -155,3 +164,16 @@ class Binary(nn.Module):
         """Logit [B, 1]."""
         logits = self.verbalizer(state)
         return logits[:, 1:] - logits[:, :1]
+
+
+def restored(state: Mapping[str, Tensor]) -> nn.Module:
+    """The verbaliser that has this state, without the language model that it was made from."""
+    inner = "verbalizer."
+    if all(name.startswith(inner) for name in state):
+        return Binary(restored({name.removeprefix(inner): t for name, t in state.items()}))
+    if "linear.weight" not in state:
+        return ManualVerbalizer.of(state)
+    classes, width = state["linear.weight"].shape
+    made = SoftVerbalizer(width, classes)
+    made.load_state_dict(dict(state))
+    return made

@@ -109,8 +109,9 @@ def predict(
     """Predict other samples by a finished run, and score what of them has a label.
 
     Args:
-        trained: Folder of a run of `classify`, `probe`, `segment`, `detect` or `stays`; the data
-            that it was trained on need not be there.
+        trained: Folder of a run of `classify`, `probe`, `noise_mask`, `distill`, `cloze`,
+            `federate`, `segment`, `detect`, `stays`, `lego` or `forecast`; the data that it was
+            trained on need not be there.
         data: As for :func:`run`.
         columns: As for :func:`run`; what is not named is read by the columns of the run.
         out: As for :func:`run`.

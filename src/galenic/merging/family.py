@@ -168,7 +168,8 @@ def _keep(delta: Tensor, mask: Array) -> Tensor:
     """Zero what is not kept, in place."""
     values = delta.numpy()
     # A product, not a choice: what is not finite must not vanish behind the mask.
-    np.multiply(values, mask, out=values)
+    with np.errstate(invalid="ignore"):
+        np.multiply(values, mask, out=values)
     return delta
 
 

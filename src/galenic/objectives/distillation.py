@@ -6,6 +6,7 @@ ICML 2021, arXiv 2012.12877.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,14 @@ class TwoHeads(nn.Module):
         super().__init__()
         self.own = LinearHead(width, outputs, dropout)
         self.taught = LinearHead(width, outputs, dropout)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> TwoHeads:
+        """Heads with another one's state."""
+        outputs, width = state["own.linear.weight"].shape
+        heads = cls(width, outputs)
+        heads.load_state_dict(dict(state))
+        return heads
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, 2, outputs] of tokens [B, 2, width]."""

@@ -42,18 +42,18 @@ class TaskRows(HistoryRows):
         histories: Of any length.
         length: As for :class:`HistoryRows`; the token of the task stays.
         tokens: Of the task of each history [n].
-        labels: 0 or 1 [n].
+        labels: 0 or 1 [n]; None where the answers are not looked at.
     """
 
     def __init__(
-        self, histories: Sequence[History], length: int, tokens: Array, labels: Array
+        self, histories: Sequence[History], length: int, tokens: Array, labels: Array | None = None
     ) -> None:
         super().__init__(histories, length)
         self.tokens, self.labels = tokens, labels
 
     def __getitem__(self, index: int) -> Sample:
         history = prompted(super().__getitem__(index), int(self.tokens[index]))
-        return {**history, "labels": int(self.labels[index])}
+        return history if self.labels is None else {**history, "labels": int(self.labels[index])}
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:

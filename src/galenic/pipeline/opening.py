@@ -18,6 +18,8 @@ from galenic.pipeline.inputs import Array, Inputs, single_input
 
 # How a table was encoded.
 ENCODING = "table.json"
+# What takes the arguments of `open_inputs` and gives what it gives.
+Opener = Callable[..., tuple[Backbone, Inputs]]
 
 
 def open_inputs(

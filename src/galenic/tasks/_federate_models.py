@@ -11,6 +11,8 @@ from torch import Tensor
 
 from galenic import tuners
 from galenic.core.config import Config as BaseConfig
+from galenic.core.errors import ConfigError
+from galenic.core.run import Run
 from galenic.core.seeding import seed_everything
 from galenic.federation.aggregate import Aggregate, truncated
 from galenic.models.backbone import Backbone
@@ -79,18 +81,52 @@ def held(
     Returns:
         The objective, and the tuner that is attached to it; None where nothing was learned.
     """
-    objective, factors = _copied(pristine, start)
+    objective, learned = _copied(pristine, start)
     backbone = backbone_of(objective)
-    if not factors:
+    if not learned:
         return objective, None
-    tuner = tuner_of(config, start.rank, start.scale)
-    if config.method == "full":
-        tuners.attach(backbone, tuner)
-        tuners.put(backbone, factors)
-    else:
-        lora.hold(backbone, factors, start.rank, start.rank * start.scale)
+    tuner = put(backbone, Aggregate(learned, start.rank, start.scale), config)
     objective.encoder = PooledEncoder(backbone)
     return objective, tuner
+
+
+def put(backbone: Backbone, learned: Aggregate, config: Config) -> BaseConfig:
+    """Put what all have together into a network that no tuner has changed; gives its tuner.
+
+    Args:
+        backbone: The untouched network.
+        learned: Tensors of the tuner, without the head.
+        config: Of the task.
+    """
+    tuner = tuner_of(config, learned.rank, learned.scale)
+    if config.method == "full":
+        tuners.attach(backbone, tuner)
+        tuners.put(backbone, learned.state)
+    else:
+        lora.hold(backbone, learned.state, learned.rank, learned.rank * learned.scale)
+    return tuner
+
+
+def saved(run: Run) -> Aggregate:
+    """What all have together at the end of a run, without the head."""
+    card = run.read_json("adapter/tuner.json")["config"]
+    rank = int(card.get("rank", 0))
+    scale = float(card["alpha"]) / rank if rank else 1.0
+    return Aggregate(tuners.read(run.path / "adapter"), rank, scale)
+
+
+def require_one(config: Config, run: Run) -> None:
+    """Check that a run has one network.
+
+    Raises:
+        ConfigError: If nothing was shared: then each client has its own.
+    """
+    if config.method == "local":
+        raise ConfigError(
+            "A run of method=local has as many networks as clients, and not one.",
+            where=str(run.path),
+            next_step="Load one of the adapters under clients/ with peft.",
+        )
 
 
 def backbone_of(objective: Classifier) -> Backbone:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from scipy.special import expit
 from sklearn.metrics import log_loss
 from torch import nn
 
-from galenic.core.errors import ConfigError
+from galenic.core.errors import ConfigError, WeightsError
 from galenic.core.meters import count_parameters
 from galenic.core.run import Run
 from galenic.core.schedule import Schedule
@@ -37,6 +38,11 @@ TUNED = "tuned.safetensors"
 class Job:
     """What a run of the task holds; nothing trains before :meth:`train`.
 
+    Args:
+        config: Of the run.
+        run: Its folder.
+        new: Whether the data are others, for the finished run to answer.
+
     Attributes:
         records: Events, labels and parts.
         vocabulary: Fitted on the training patients.
@@ -46,11 +52,11 @@ class Job:
         tuned: What answers: one objective for all tasks, or one a task.
     """
 
-    def __init__(self, config: Config, run: Run) -> None:
+    def __init__(self, config: Config, run: Run, new: bool = False) -> None:
         self.config, self.run = config, run
         if config.network == "bag" and config.start is not None:
             raise ConfigError("A bag of codes has no weights to start from.", where="start")
-        self.records = Records(config)
+        self.records = Records(config, new)
         self.vocabulary = self._vocabulary()
         self.samples = self.records.samples(self.vocabulary)
         self.labels = self._labels()
@@ -69,7 +75,8 @@ class Job:
 
     def _vocabulary(self) -> Vocabulary:
         path = self.run.path / VOCABULARY
-        if path.is_file():
+        # What is lost from a finished run is not to be fitted anew: no network would know it.
+        if path.is_file() or self.run.state == "finished":
             stated = (self.run.provenance.get("data") or {}).get("vocabulary")
             return Vocabulary.load(path, stated)
         events = self.records.of(self.records.splits.train)
@@ -178,14 +185,14 @@ class Job:
         chosen = np.isin(self.samples.patients, getattr(self.records.splits, part))
         return np.flatnonzero(chosen & np.isin(self.samples.tasks, tasks))
 
-    def questions(self, rows: Array) -> TaskRows:
-        """Samples, each with the token of its task."""
+    def questions(self, rows: Array, *, answered: bool = True) -> TaskRows:
+        """Samples, each with the token of its task and, where they are `answered`, its label."""
         prompts = np.array([self.vocabulary.prompts[name] for name in self.records.tasks])
         return TaskRows(
             [self.samples.histories[row] for row in rows],
             self.config.length,
             prompts[self.samples.tasks[rows]],
-            self.labels[rows],
+            self.labels[rows] if answered else None,
         )
 
     # Files --------------------------------------------------------------------------------
@@ -224,9 +231,17 @@ def _write(run: Run, name: str, modules: Mapping[str, nn.Module]) -> None:
 
 
 def _take_up(run: Run, name: str, modules: Mapping[str, nn.Module]) -> None:
-    state = load_file(run.path / name)
-    for prefix, module in modules.items():
-        start = f"{prefix}/"
-        module.load_state_dict(
-            {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-        )
+    try:
+        state = load_file(run.path / name)
+        for prefix, module in modules.items():
+            start = f"{prefix}/"
+            module.load_state_dict(
+                {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+            )
+    except (OSError, SafetensorError, RuntimeError):
+        raise WeightsError(
+            f"{name} is not there, is damaged, or holds another network.",
+            where=str(run.path),
+            expected="the file as the run wrote it",
+            next_step="Put it back, or run again.",
+        ) from None

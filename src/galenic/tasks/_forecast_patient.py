@@ -81,7 +81,6 @@ def explain(job: Job, patient: str, task: str) -> pd.DataFrame:
         raise _no_network()
     sample = _asked(job, history, task)[0]
     batch = to_device(collate([sample]), next(objective.parameters()).device)
-    del batch["labels"]
     embedding = cast(EventMamba, objective.network).embedding
     shares = integrated_gradients(objective, embedding, batch)
     told = {"visit": sample["positions"], "share": shares.cpu().numpy()}
@@ -170,7 +169,7 @@ def _named(job: Job, tokens: list[int]) -> dict[str, list[str]]:
 
 def _asked(job: Job, history: History, task: str) -> TaskRows:
     prompt = np.array([job.vocabulary.prompts[task]])
-    return TaskRows([history], job.config.length, prompt, np.zeros(1))
+    return TaskRows([history], job.config.length, prompt)
 
 
 def _no_network() -> ConfigError:

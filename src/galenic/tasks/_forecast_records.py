@@ -14,6 +14,7 @@ from galenic.core.errors import DataError
 from galenic.core.fingerprint import fingerprint_bytes
 from galenic.data.cohort import Cohort
 from galenic.data.events import Definition, definitions, label, read, visible
+from galenic.data.events.definitions import questions
 from galenic.data.events.tokens import History, encode
 from galenic.data.events.vocabulary import Vocabulary
 from galenic.data.labels import LabelSpec, require_seen
@@ -30,7 +31,7 @@ class Samples:
     Attributes:
         patients: Number of the patient [n].
         tasks: Number of the task [n].
-        labels: 0 or 1 [n].
+        labels: 0 or 1, NaN where it is not known [n].
         histories: Of each.
     """
 
@@ -48,11 +49,17 @@ class Records:
 
     Patients are numbers from here on: places in the sorted list of their names.
 
+    Args:
+        config: Says where they are, and what is asked.
+        new: They are for a finished run: all patients are test, and they are asked too what nobody
+            knows the answer of yet.
+
     Attributes:
         events: The event table.
         rejected: What reading left out.
         names: What codes mean, where the source says it.
         patients: Names, sorted.
+        definitions: What is asked.
         tasks: Names of the tasks.
         asked: `patient_id`, `task`, `cutoff` and `label`, one row a question.
         splits: Numbers of patients; who has no label trains, on the next token.
@@ -61,15 +68,21 @@ class Records:
         DataError: If nobody can be asked, or a task has one answer only in training.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, new: bool = False) -> None:
         found = read(config.data, mapping=config.mapping, timezone=config.timezone)
         self.events, self.rejected, self.names = found.frame, found.rejected, found.names
         self.name = Path(config.data).name
         self.patients: list[str] = self.events["patient_id"].unique().sort().to_list()
-        asked = [t if isinstance(t, Definition) else definitions.load(t) for t in config.tasks]
-        self.tasks = [definition.name for definition in asked]
-        self.asked = self._asked([label(self.events, definition) for definition in asked])
-        self.splits = self._split(config)
+        self.definitions = [
+            task if isinstance(task, Definition) else definitions.load(task)
+            for task in config.tasks
+        ]
+        self.tasks = [definition.name for definition in self.definitions]
+        ask = questions if new else label
+        self.asked = self._asked([ask(self.events, one) for one in self.definitions])
+        nobody = np.arange(0)
+        everyone = np.arange(len(self.patients))
+        self.splits = Splits(nobody, nobody, everyone) if new else self._split(config)
 
     @property
     def fingerprint(self) -> str:
@@ -109,7 +122,7 @@ class Records:
         ).sort("task", "patient_id", "cutoff")
         if asked.is_empty():
             raise DataError(
-                "No patient has a label of any task.",
+                "No patient can be asked any task.",
                 where=self.name,
                 expected=f"visits that {', '.join(self.tasks)} can be asked of",
             )

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from galenic.core.prediction import predict
+from galenic.core.run import Run
 from galenic.evaluation import weighted
 from galenic.evaluation.bootstrap import Array, Estimate, estimates
 from galenic.evaluation.metrics import decide, evaluate
-from galenic.evaluation.protocol import score, to_scores
+from galenic.evaluation.protocol import Scored, score, to_scores
 from galenic.pipeline.histories import collate
 
 if TYPE_CHECKING:
     from galenic.tasks._forecast_job import Job
 
 PARTS = ("val", "test")
+LOGGED = ("auroc", "balanced_accuracy", "perplexity", "next_token_accuracy")
 
 
 def write_results(job: Job) -> None:
@@ -26,8 +28,8 @@ def write_results(job: Job) -> None:
     samples, names = job.samples, job.records.tasks
     rows = {part: job.rows(part, list(range(len(names)))) for part in PARTS}
     groups = {part: samples.patients[found] for part, found in rows.items()}
-    targets = {part: _columns(job, found, samples.labels[found]) for part, found in rows.items()}
-    answers = {part: _answers(job, found) for part, found in rows.items()}
+    targets = {part: columns(job, found, samples.labels[found]) for part, found in rows.items()}
+    answers = {part: answers_to(job, found) for part, found in rows.items()}
     scored = score(
         "multilabel",
         names,
@@ -39,19 +41,45 @@ def write_results(job: Job) -> None:
         config=job.config.score,
         seed=job.config.seed,
     )
+    labels = [samples.labels[job.rows("train", [place])] for place in range(len(names))]
+    trained = [{"n": len(found), "positive": int(found.sum())} for found in labels]
     test = (targets["test"], to_scores("multilabel", answers["test"]), groups["test"])
+    told = write_figures(job, job.run, scored, test, trained)
+    values = {name: told[name]["value"] for name in LOGGED if name in told}
+    job.run.log({"event": "scored", **values})
+
+
+def write_figures(
+    job: Job,
+    run: Run,
+    scored: Scored,
+    test: tuple[Array, Array, Array],
+    trained: Sequence[Mapping[str, int]],
+) -> dict[str, Any]:
+    """Write every document, with each task by itself, and the next token.
+
+    Args:
+        job: What answered.
+        run: Where it goes.
+        scored: All tasks together.
+        test: Targets and scores [n, tasks], and the patients [n].
+        trained: How many training samples each task had, and how many positive ones.
+
+    Returns:
+        All figures on test, as `metrics.json` holds them.
+    """
     figures = {"balanced_accuracy": _balanced_accuracy(job, *test), **_next_token(job)}
-    told = {name: figure.to_dict() for name, figure in figures.items()}
-    scored.documents["metrics.json"]["test"] |= told
+    told: dict[str, Any] = scored.documents["metrics.json"]["test"]
+    told |= {name: figure.to_dict() for name, figure in figures.items()}
     for name, document in scored.documents.items():
-        job.run.write_json(name, document)
-    job.run.write_json("tasks.json", [_task(job, place, *test) for place in range(len(names))])
-    job.run.write_table("predictions.parquet", scored.predictions)
-    value = scored.documents["metrics.json"]["test"]["auroc"]["value"]
-    job.run.log({"event": "scored", "auroc": value, **{n: f.value for n, f in figures.items()}})
+        run.write_json(name, document)
+    tasks = [_task(job, place, dict(found), *test) for place, found in enumerate(trained)]
+    run.write_json("tasks.json", tasks)
+    run.write_table("predictions.parquet", scored.predictions)
+    return told
 
 
-def _answers(job: Job, rows: Array) -> Array:
+def answers_to(job: Job, rows: Array) -> Array:
     """Log odds of samples in the column of their task [n, tasks], 0 elsewhere."""
     found = np.zeros(len(rows))
     for name, tasks in job.phases.items():
@@ -59,30 +87,31 @@ def _answers(job: Job, rows: Array) -> Array:
         if of_phase.any():
             outputs = predict(
                 job.tuned[name],
-                job.questions(rows[of_phase]),
+                job.questions(rows[of_phase], answered=False),
                 collate=collate,
                 batch_size=job.config.schedule.eval_batch_size,
             )
             found[of_phase] = outputs["logits"]
-    return np.nan_to_num(_columns(job, rows, found))
+    return np.nan_to_num(columns(job, rows, found))
 
 
-def _columns(job: Job, rows: Array, values: Array) -> Array:
+def columns(job: Job, rows: Array, values: Array) -> Array:
     """Values of samples in the column of their task [n, tasks], NaN elsewhere."""
     wide = np.full((len(rows), len(job.records.tasks)), np.nan)
     wide[np.arange(len(rows)), job.samples.tasks[rows]] = values
     return wide
 
 
-def _task(job: Job, place: int, targets: Array, scores: Array, groups: Array) -> dict[str, Any]:
+def _task(
+    job: Job, place: int, train: dict[str, int], targets: Array, scores: Array, groups: Array
+) -> dict[str, Any]:
     """One task on test: how many, and its figures."""
     name = job.records.tasks[place]
-    train = job.samples.labels[job.rows("train", [place])]
     known = ~np.isnan(targets[:, place])
     found: dict[str, Any] = {
         "task": name,
         "token": job.vocabulary.prompts[name],
-        "train": {"n": len(train), "positive": int(train.sum())},
+        "train": train,
         "test": {"n": int(known.sum()), "positive": int(np.nansum(targets[:, place]))},
     }
     if known.any():

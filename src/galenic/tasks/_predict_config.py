@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from galenic.core.config import Config as BaseConfig
@@ -30,9 +32,21 @@ class Config(BaseConfig):
     )
     mapping: str | None = Field(
         None,
-        description="Of tables to events, as the task `stays` takes it; None: the run's own. '': "
-        "none, where the new events are FHIR or MEDS.",
+        description="Of tables to events, as `stays` and `forecast` take it; None: the run's own. "
+        "'': none, where the new events are FHIR or MEDS.",
     )
     timezone: str | None = Field(
         None, description="Where clocks of events without a zone hang; None: the run's own."
     )
+
+    def reading(self, mapping: str | None, timezone: str) -> dict[str, Any]:
+        """How events are read: as was asked or, where nothing was, as the run read its own.
+
+        Args:
+            mapping: Of the run.
+            timezone: Of the run.
+        """
+        return {
+            "mapping": mapping if self.mapping is None else self.mapping or None,
+            "timezone": timezone if self.timezone is None else self.timezone,
+        }

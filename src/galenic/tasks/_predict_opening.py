@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -20,8 +20,18 @@ from galenic.data.tabular import TabularEncoder
 from galenic.models.backbone import Backbone
 from galenic.pipeline.config import Columns, InputConfig
 from galenic.pipeline.inputs import Inputs
-from galenic.pipeline.opening import open_inputs
+from galenic.pipeline.opening import Opener, open_inputs
 from galenic.tasks._predict_config import Config
+
+# Puts what a run trained, with that run and its config, into the network that it stands on.
+Put = Callable[[Backbone, Run, Any], None]
+
+
+class Printed(Protocol):
+    """Data that have a fingerprint."""
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 class Told(Protocol):
@@ -96,16 +106,27 @@ def label_in(
     return LabelSpec(cast("Any", kind), names, tuple(classes))
 
 
-def note_origin(trained: Run, cohort: Cohort, run: Run) -> None:
+def note_origin(trained: Run, data: Printed, run: Run) -> None:
     """Write whose prediction it is, and say so where it is of what the run was trained on."""
-    if cohort.fingerprint == trained.provenance["data"]["fingerprint"]:
+    if data.fingerprint == trained.provenance["data"]["fingerprint"]:
         tell("The run was trained on these very samples: its figures for them are no test.")
     origin = {"run": trained.path.name, "data": trained.provenance["data"]["name"]}
     run.update_provenance(trained=origin)
 
 
+def put_tuned(backbone: Backbone, trained: Run, told: Told) -> None:
+    """Put what the tuner of a run trained, if anything, into the network that it stands on."""
+    if (trained.path / "adapter").is_dir():
+        tuners.load(backbone, tuners.parse_tuner(told.tuner), trained.path / "adapter")
+
+
 def network_of(
-    trained: Run, told: Told, cohort: Cohort, run: Run, encoder: TabularEncoder | None = None
+    trained: Run,
+    told: Told,
+    cohort: Cohort,
+    run: Run,
+    opener: Opener = open_inputs,
+    put: Put = put_tuned,
 ) -> tuple[Backbone, Inputs]:
     """The network as the run left it, and the new samples as it reads them.
 
@@ -114,7 +135,8 @@ def network_of(
         told: Its config.
         cohort: The new samples.
         run: Gets data and weights in its provenance.
-        encoder: As for :func:`cohort_of`.
+        opener: Opens the network and what it reads.
+        put: As for :func:`restore`.
 
     Raises:
         WeightsError: If the network is not the one that the run stands on.
@@ -122,26 +144,26 @@ def network_of(
     note_origin(trained, cohort, run)
     # A network with random weights is drawn again, as the run drew it.
     seed_everything(told.seed)
-    backbone, inputs = open_inputs(
+    backbone, inputs = opener(
         cohort,
         np.arange(len(cohort)),
         run,
         backbone=told.backbone,
         pool=getattr(told, "pool", "auto"),
         config=told.input,
-        encoder=encoder,
     )
-    restore(backbone, trained, told)
+    restore(backbone, trained, told, put)
     return backbone, inputs
 
 
-def restore(backbone: Backbone, trained: Run, told: Told) -> None:
+def restore(backbone: Backbone, trained: Run, told: Told, put: Put = put_tuned) -> None:
     """Put what a run trained into the network that it stands on.
 
     Args:
         backbone: As it is without the run.
         trained: The finished run.
         told: Its config.
+        put: How.
 
     Raises:
         WeightsError: If it is another network.
@@ -153,5 +175,4 @@ def restore(backbone: Backbone, trained: Run, told: Told) -> None:
             where=str(trained.path),
             expected=f"fingerprint {weights['fingerprint']}, here it is {backbone.fingerprint}",
         )
-    if (trained.path / "adapter").is_dir():
-        tuners.load(backbone, tuners.parse_tuner(told.tuner), trained.path / "adapter")
+    put(backbone, trained, told)

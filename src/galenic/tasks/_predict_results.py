@@ -13,7 +13,7 @@ from galenic.core.progress import tell
 from galenic.core.run import Run
 from galenic.data.cohort import Cohort
 from galenic.data.labels import LabelKind, LabelSpec, missing
-from galenic.evaluation.protocol import score, to_scores
+from galenic.evaluation.protocol import Scored, score, to_scores
 from galenic.tasks._predict_config import TABLE, Config
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -59,8 +59,15 @@ def tell_of(config: Config, trained: Trained, cohort: Cohort, logits: Array, run
         run: Where it goes.
     """
     run.write_text(TABLE, _table(trained, logits).to_csv(index=False))
-    if cohort.label is not None:
-        _score(config, trained, cohort, logits, run)
+    if cohort.label is None:
+        return
+    groups, table = cohort.patient_ids, cohort.table
+    scored = score_known(config, trained, cohort.targets(), logits, groups, table)
+    if scored is None:
+        return
+    for name, document in scored.documents.items():
+        run.write_json(name, document)
+    run.write_table("predictions.parquet", scored.predictions)
 
 
 def _table(trained: Trained, logits: Array) -> pd.DataFrame:
@@ -79,13 +86,30 @@ def _table(trained: Trained, logits: Array) -> pd.DataFrame:
     return pd.DataFrame(columns | {f"p_{n}": scores[:, k] for k, n in enumerate(names)})
 
 
-def _score(config: Config, trained: Trained, cohort: Cohort, logits: Array, run: Run) -> None:
-    """Write every figure; temperature and thresholds are those of the run's own validation."""
-    targets = cohort.targets()
+def score_known(
+    config: Config,
+    trained: Trained,
+    targets: Array,
+    logits: Array,
+    groups: Array,
+    table: pd.DataFrame,
+) -> Scored | None:
+    """Every figure of the samples with a label; None where none has one.
+
+    Temperature and thresholds are those of the run's own validation.
+
+    Args:
+        config: What was asked.
+        trained: The run that predicts.
+        targets: As :mod:`galenic.data.labels` encodes them, one row a sample.
+        logits: One row a sample.
+        groups: Patient of each.
+        table: Columns of subgroups.
+    """
     rows = np.flatnonzero(~missing(targets))
     if not len(rows):
         tell("No sample has a label: nothing is scored.")
-        return
+        return None
     known = pd.read_parquet(trained.run.path / "predictions.parquet")
     known = known[known["split"] == "val"]
     labels = known.filter(regex="^label").to_numpy()
@@ -97,17 +121,15 @@ def _score(config: Config, trained: Trained, cohort: Cohort, logits: Array, run:
             "test": targets[rows],
         },
         logits={"val": _unscored(trained, known), "test": logits[rows]},
-        groups={"val": known["group"].to_numpy(), "test": cohort.patient_ids[rows]},
+        groups={"val": known["group"].to_numpy(), "test": groups[rows]},
         rows={"val": known["row"].to_numpy(), "test": rows},
-        table=cohort.table,
+        table=table,
         config=config.score,
         seed=config.seed,
         unit=trained.unit,
     )
-    for name, document in scored.documents.items():
-        run.write_json(name, document)
-    predictions = scored.predictions
-    run.write_table("predictions.parquet", predictions[predictions["split"] == "test"])
+    of_test = scored.predictions[scored.predictions["split"] == "test"]
+    return Scored(scored.documents, of_test)
 
 
 def _unscored(trained: Trained, known: pd.DataFrame) -> Array:

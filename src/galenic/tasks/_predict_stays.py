@@ -74,9 +74,7 @@ def apply(config: Config, finished: Run, run: Run) -> int:
 
 def _events(config: Config, own: _stays_config.Config, run: Run) -> pl.DataFrame:
     """The new event table; what the reader left out is written."""
-    mapping = own.mapping if config.mapping is None else config.mapping or None
-    timezone = own.timezone if config.timezone is None else config.timezone
-    events = read(config.data, mapping=mapping, timezone=timezone)
+    events = read(config.data, **config.reading(own.mapping, own.timezone))
     run.write_text(REPORT, events.rejected.write_csv())
     return events.frame
 

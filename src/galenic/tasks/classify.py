@@ -24,7 +24,6 @@ from galenic.data.labels import require_seen
 from galenic.data.splits import make_splits
 from galenic.evaluation.metrics import MAIN, greater_is_better, point
 from galenic.evaluation.protocol import score, to_scores
-from galenic.models.backbone import Backbone
 from galenic.models.prefix import frozen_prefix
 from galenic.objectives.classification import Classifier, TargetKind
 from galenic.pipeline.balance import balance_of
@@ -33,7 +32,7 @@ from galenic.pipeline.encoder import PooledEncoder
 from galenic.pipeline.frozen import FrozenCache, Rows
 from galenic.pipeline.inputs import Collate, Inputs
 from galenic.pipeline.mistakes import extremes
-from galenic.pipeline.opening import open_inputs
+from galenic.pipeline.opening import Opener, open_inputs
 from galenic.pipeline.paired import PairedRows
 from galenic.pipeline.votes import logits_of
 from galenic.tasks import _heads, _losses
@@ -43,7 +42,6 @@ from galenic.tasks._saliency import heat
 
 Array = np.ndarray[Any, np.dtype[Any]]
 J = TypeVar("J", bound="Job")
-Opener = Callable[..., tuple[Backbone, Inputs]]
 
 
 def run(config: Config, run: Run) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -109,7 +110,10 @@ def make(config: Config, run: Run) -> classify.Job:
     """The job of a cloze."""
     heads: list[MaskedHead] = []
     job = classify.Job(
-        config, run, opener=partial(_open, cloze=config, heads=heads), head=partial(_head, heads)
+        config,
+        run,
+        opener=partial(open_prompted, cloze=config, heads=heads),
+        head=partial(_head, heads),
     )
     if not any(p.requires_grad for p in job.objective.parameters()):
         tell("Template and verbaliser are manual and the model is frozen: zero-shot, no training.")
@@ -142,7 +146,7 @@ def _head(heads: list[MaskedHead], job: classify.Job) -> nn.Module:
     return Binary(module) if label.kind == "binary" else module
 
 
-def _open(
+def open_prompted(
     cohort: Cohort,
     train: Array,
     run: Run,
@@ -152,17 +156,34 @@ def _open(
     config: InputConfig,
     cloze: Config,
     heads: list[MaskedHead],
+    trained: Run | None = None,
 ) -> tuple[Backbone, Inputs]:
-    """As :func:`galenic.pipeline.opening.open_inputs`, with the template around each text."""
+    """As :func:`galenic.pipeline.opening.open_inputs`, with the template around each text.
+
+    Args:
+        cohort: One column of text.
+        train: Rows whose texts are adapted to.
+        run: As there; keeps what the adaptation trained.
+        backbone: As there.
+        pool: As there.
+        config: As there.
+        cloze: The template, and whether to adapt.
+        heads: Gets the head of the language model.
+        trained: Run whose adaptation is taken up; nothing is trained then.
+    """
     column = require_text(cohort, "A cloze")
     spec = DEFAULT_BACKBONES["text"] if backbone == "auto" else backbone
 
     def prompted(spec: str, **options: Any) -> Backbone:
         opened = open_backbone(spec, **options)
         head = open_head(opened)
-        if cloze.adapt.when == "always" or (cloze.adapt.when == "auto" and head.fresh):
+        held = (run if trained is None else trained).path / MASKED
+        asked = cloze.adapt.when == "always" or (cloze.adapt.when == "auto" and head.fresh)
+        if held.is_file():
+            _take_up(opened, head, held)
+        elif asked and trained is None:
             texts = [str(cohort.read(int(row))[column]) for row in train]
-            _adapt(opened, head, texts, run, cloze)
+            _adapt(opened, head, texts, run, cloze, held)
         heads.append(head)
         template = Template(cloze.template, opened.tokenizer)
         network = PromptedNetwork(
@@ -177,16 +198,17 @@ def _open(
     )
 
 
+def _take_up(opened: Backbone, head: MaskedHead, path: Path) -> None:
+    """Put what a run trained on masked words into encoder and head."""
+    objective = MaskedLanguage(opened.network, head.transform, head.decoder)
+    objective.load_state_dict(load_file(path))
+    objective.eval()
+
+
 def _adapt(
-    opened: Backbone, head: MaskedHead, texts: Sequence[str], run: Run, config: Config
+    opened: Backbone, head: MaskedHead, texts: Sequence[str], run: Run, config: Config, path: Path
 ) -> None:
-    """Train encoder and head on masked words, or take up what this run trained before."""
-    path = run.path / MASKED
-    if path.is_file():
-        objective = MaskedLanguage(opened.network, head.transform, head.decoder)
-        objective.load_state_dict(load_file(path))
-        objective.eval()
-        return
+    """Train encoder and head on masked words, and keep them in `path`."""
     tell(f"Masked-language training on {len(texts)} texts of the training part.")
     objective = train_words(
         opened, head, texts, config.adapt, run=run, folder="adapt", seed=config.seed

@@ -29,7 +29,7 @@ from galenic.objectives.distillation import SEEN, Distiller, Mode, TwoHeads
 from galenic.pipeline.encoder import TokenPairEncoder
 from galenic.pipeline.frozen import Rows
 from galenic.pipeline.inputs import Array, Collate, Example, Inputs
-from galenic.pipeline.opening import open_inputs
+from galenic.pipeline.opening import Opener, open_inputs
 from galenic.tasks import classify
 from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._losses import OF_CLASSES
@@ -87,8 +87,7 @@ class DistillJob(classify.Job):
     def __init__(self, config: Config, run: Run) -> None:
         self._answers: Array | None = None
         self._asked: Inputs | None = None
-        opener = partial(open_inputs, open_network=_open_student)
-        super().__init__(config, run, opener=opener, head=_two_heads)
+        super().__init__(config, run, opener=open_student, head=_two_heads)
 
     def _pooled_encoder(self) -> TokenPairEncoder:
         return TokenPairEncoder(self.backbone, self.block)
@@ -207,11 +206,15 @@ class _Asked(Rows):
         self.asked.set_epoch(epoch)
 
 
-def _open_student(spec: str, **options: Any) -> Backbone:
+def _open_network(spec: str, **options: Any) -> Backbone:
     """The backbone with a distillation token, pooled by its class token."""
     plain = open_backbone(spec, **options)
     network = with_token(plain.network)
     return Backbone(Opened(network, plain.inputs, pool="cls", prefix_tokens=2), spec, "cls")
+
+
+# Opens a student, and what it reads.
+open_student: Opener = partial(open_inputs, open_network=_open_network)
 
 
 def _two_heads(job: classify.Job) -> nn.Module:

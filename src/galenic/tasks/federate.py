@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.torch import save
 
 from galenic import tuners
@@ -33,7 +32,15 @@ from galenic.objectives.classification import Classifier
 from galenic.pipeline.frozen import Rows
 from galenic.tasks import classify
 from galenic.tasks._federate_config import Config
-from galenic.tasks._federate_models import backbone_of, head_of, held, sent, started
+from galenic.tasks._federate_models import (
+    backbone_of,
+    head_of,
+    held,
+    require_one,
+    saved,
+    sent,
+    started,
+)
 from galenic.tasks._job import carry_out, reopened
 
 if TYPE_CHECKING:
@@ -348,23 +355,11 @@ def load(run: Run) -> tuple[classify.Job, Classifier]:
     Raises:
         ConfigError: If nothing was shared: then there is no one network.
     """
-    config = parse(Config, run.config)
-    if config.method == "local":
-        raise ConfigError(
-            "A run of method=local has as many networks as clients, and not one.",
-            where=str(run.path),
-            next_step="Load one of the adapters under clients/ with peft.",
-        )
+    require_one(parse(Config, run.config), run)
     job = reopened(run, Config, make)
-    path = run.path / "adapter"
-    if config.method != "full":
-        with safe_open(str(path / "adapter_model.safetensors"), framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        card = run.read_json("adapter/tuner.json")["config"]
-        rank, alpha = int(card["rank"]), float(card["alpha"])
-        job._settle(Aggregate({**state, **head_of(job.pristine)}, rank, alpha / rank))
-    else:
-        job._settle(job._begin())
+    learned = saved(run)
+    whole = {**learned.state, **head_of(job.pristine)}
+    job._settle(Aggregate(whole, learned.rank, learned.scale))
     return classify.restored(job)
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "READS_COHORT",
     "Config",
     "answers",
+    "describe",
     "explain",
     "forecast",
     "load",
@@ -73,25 +74,25 @@ def load(run: Run) -> Job:
     return job
 
 
-def make(config: Config, run: Run) -> Job:
-    """The job; a quick one has a small network."""
+def make(config: Config, run: Run, new: bool = False) -> Job:
+    """The job; a quick one has a small network. For `new` see :class:`Job`."""
     if config.quick:
         sizes = config.sizes.model_copy(update={"layers": 2, "width": 32})
         config = config.model_copy(update={"sizes": sizes, "length": min(config.length, 64)})
-    return Job(config, run)
+    return Job(config, run, new)
 
 
 def _described(config: Config, run: Run) -> Job:
     job = make(config, run)
-    _write_inputs(job)
+    # Numbers of patients in the order of their names, which are written nowhere.
+    run.write_json("splits.json", job.records.splits.to_dict(config.split.how, config.seed))
+    describe(job, run)
     return job
 
 
-def _write_inputs(job: Job) -> None:
-    """Who is in which part, what reading left out, and what the data and the network are."""
-    records, run, config = job.records, job.run, job.config
-    # Numbers of patients in the order of their names, which are written nowhere.
-    run.write_json("splits.json", records.splits.to_dict(config.split.how, config.seed))
+def describe(job: Job, run: Run) -> None:
+    """Write to `run` what reading left out, and what the data and the network are."""
+    records, config = job.records, job.config
     run.write_text(REPORT, records.rejected.write_csv())
     run.update_provenance(
         data={
@@ -104,6 +105,8 @@ def _write_inputs(job: Job) -> None:
             "patients": len(records.patients),
             "kind": "multilabel",
             "classes": records.tasks,
+            # As they are now: the file of a definition may change, or go.
+            "definitions": [one.model_dump(mode="json") for one in records.definitions],
         },
         weights={"backbone": config.start or config.network},
     )

@@ -11,6 +11,7 @@ from galenic.core.run import Run
 from galenic.tasks import _predict_boxes, _predict_classes, _predict_lego, _predict_masks
 from galenic.tasks._job import write_cost
 from galenic.tasks._predict_config import OF_EVENTS, TABLE, Config
+from galenic.tasks._predict_parts import PARTS
 
 __all__ = ["TABLE", "Config", "run"]
 
@@ -22,14 +23,22 @@ def _stays(config: Config, finished: Run, run: Run) -> int:
     return _predict_stays.apply(config, finished, run)
 
 
+def _forecast(config: Config, finished: Run, run: Run) -> int:
+    from galenic.tasks import _predict_forecast
+
+    return _predict_forecast.apply(config, finished, run)
+
+
 WAYS = {
-    "classify": _predict_classes.apply,
-    "probe": _predict_classes.apply,
+    **dict.fromkeys(PARTS, _predict_classes.apply),
     "segment": _predict_masks.apply,
     "detect": _predict_boxes.apply,
     "stays": _stays,
     "lego": _predict_lego.apply,
+    "forecast": _forecast,
 }
+# Those that read events.
+OVER_EVENTS = ("stays", "forecast")
 
 
 def run(config: Config, run: Run) -> None:
@@ -48,11 +57,12 @@ def run(config: Config, run: Run) -> None:
             where=str(trained.path),
             expected=f"a finished run of {', '.join(WAYS)}, such as `galenic run linear`",
         )
-    if task != "stays" and (told := [key for key in OF_EVENTS if getattr(config, key) is not None]):
+    told = [key for key in OF_EVENTS if getattr(config, key) is not None]
+    if told and task not in OVER_EVENTS:
         raise ConfigError(
             f"'{trained.path.name}' is of the task '{task}', which reads no events.",
             where=", ".join(told),
-            expected="a run of the task 'stays', such as `galenic run irregular-ehr`",
+            expected=f"a run of {' or '.join(OVER_EVENTS)}, such as `galenic run irregular-ehr`",
         )
     with Meter() as meter:
         parameters = WAYS[task](config, trained, run)

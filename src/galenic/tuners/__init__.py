@@ -144,6 +144,17 @@ def load(backbone: Backbone, config: Config, folder: Path) -> None:
     _store.load(backbone, config, folder)
 
 
+def read(folder: Path) -> dict[str, Tensor]:
+    """The tensors that :func:`save` wrote to `folder`, under the names that it writes.
+
+    Raises:
+        WeightsError: If there are none, or the file is damaged.
+    """
+    from galenic.tuners import _store
+
+    return _store.read(folder)
+
+
 def state(backbone: Backbone) -> dict[str, Tensor]:
     """Copies of the trained tensors of `backbone`, under the names that `save` writes."""
     from galenic.tuners import _store

@@ -53,14 +53,7 @@ def load(backbone: Backbone, config: Config, folder: Path) -> None:
     """See `galenic.tuners.load`."""
     from galenic.tuners import attach
 
-    folder = Path(folder)
-    held = [name for name in (_ADAPTER, _PLAIN, FILE) if (folder / name).is_file()]
-    if not held:
-        raise WeightsError(
-            f"'{folder.name}' holds no tensors of a tuner.",
-            expected=f"{_ADAPTER}, {_PLAIN} or {FILE}",
-        )
-    path = folder / held[0]
+    path = _held(Path(folder))
     tensors, metadata = _read(path)
     _check_origin(path, metadata, backbone, config)
     if not isinstance(backbone.network, PeftModel):
@@ -69,6 +62,11 @@ def load(backbone: Backbone, config: Config, folder: Path) -> None:
         load_module("galenic.tuners", metadata.get("method", "")).read(backbone, path)
         return
     put(backbone.network, tensors, path)
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """See `galenic.tuners.read`."""
+    return _read(_held(Path(folder)))[0]
 
 
 def put(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -113,6 +111,16 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
                 if full in saved:
                     state[full] = buffer
     return state  # type: ignore[return-value]
+
+
+def _held(folder: Path) -> Path:
+    held = [name for name in (_ADAPTER, _PLAIN, FILE) if (folder / name).is_file()]
+    if not held:
+        raise WeightsError(
+            f"'{folder.name}' holds no tensors of a tuner.",
+            expected=f"{_ADAPTER}, {_PLAIN} or {FILE}",
+        )
+    return folder / held[0]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -157,6 +157,50 @@ def test_who_left_the_data_early_is_no_negative() -> None:
     assert judged["excluded"].to_list() == ["unfollowed"]
 
 
+@pytest.mark.parametrize(
+    ("task", "hours", "found"),
+    [
+        # In hospital: the first 24 hours are over, or are not.
+        ("length_of_stay", 25, [None]),
+        ("length_of_stay", 23, []),
+        ("hospital_mortality", 49, [None]),
+        ("hospital_mortality", 47, []),
+        # Nobody knows when the stay ends, from when on one would ask.
+        ("readmission", 49, []),
+    ],
+)
+def test_who_is_still_in_hospital_is_asked_what_nobody_knows_yet(
+    task: str, hours: int, found: list[int | None]
+) -> None:
+    frame = frame_of(row("ENCOUNTER//IMP", ZERO), row("x", ZERO + hours * HOUR, patient_id="q"))
+    assert label(frame, definitions.load(task)).is_empty()
+    asked = definitions.questions(frame, definitions.load(task))
+    assert asked["label"].to_list() == found
+    assert asked.schema == label(frame, definitions.load(task)).schema
+    dead = row("MEDS_DEATH", ZERO + HOUR)
+    assert definitions.questions(
+        ordered(pl.concat([frame, frame_of(dead)])), definitions.load(task)
+    ).is_empty()
+
+
+def test_who_has_just_left_is_asked_whether_they_come_back() -> None:
+    stays = [row("ENCOUNTER//IMP", ZERO + n * DAY, ZERO + (n + 3) * DAY) for n in (0, 20)]
+    asked = definitions.questions(frame_of(*stays), definitions.load("readmission"))
+    assert asked["label"].to_list() == [1, None]
+    later = row("x", ZERO + 60 * DAY, patient_id="q")
+    asked = definitions.questions(frame_of(*stays, later), definitions.load("readmission"))
+    assert asked["label"].to_list() == [1, 0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(TABLES, st.sampled_from(PRESETS))
+def test_what_has_an_answer_is_asked_as_in_training(frame: pl.DataFrame, task: str) -> None:
+    definition = definitions.load(task)
+    asked = definitions.questions(frame, definition)
+    assert asked.filter(pl.col("label").is_not_null()).equals(label(frame, definition))
+    assert not asked.select("patient_id", "cutoff").is_duplicated().any()
+
+
 def test_a_condition_that_is_known_is_not_asked_for() -> None:
     stay = row("ENCOUNTER//IMP", ZERO, ZERO + DAY)
     for code in ("ICD10CM//I10", "ICD10//I13.2", "ICD9CM//4019", "SNOMED//59621000"):

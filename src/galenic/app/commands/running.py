@@ -127,7 +127,7 @@ def predict(
     site: Site = None,
     stays: Annotated[
         str | None,
-        typer.Option("--stays", help="Of a run on events: table with patient_id and cutoff."),
+        typer.Option("--stays", help="Of a run of `stays`: table with patient_id and cutoff."),
     ] = None,
     mapping: Annotated[
         str | None,

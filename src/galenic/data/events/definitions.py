@@ -126,32 +126,50 @@ def samples(judged: pl.DataFrame) -> pl.DataFrame:
 
 def judge(frame: pl.DataFrame, definition: Definition) -> pl.DataFrame:
     """As :func:`label`, with what is left out; `excluded` says why, and is null for samples."""
-    anchors = _anchors(frame, definition)
-    rule = definition.label
-    if isinstance(rule, Happens):
-        anchors = _happens(anchors, frame, rule)
-    else:
-        long = pl.col("end") - pl.col("start") >= pl.duration(seconds=_seconds(rule.at_least))
-        anchors = anchors.with_columns(label=long, until="end", known=False)
-    death = frame.filter(pl.col("code") == DEATH).group_by("patient_id").agg(death=pl.min("time"))
-    anchors = anchors.join(death, on="patient_id", how="left")
-    reasons = {
-        "unknown": pl.col("cutoff").is_null() | pl.col("label").is_null(),
-        "dead": pl.col("death") < pl.col("cutoff"),
-        "ended": pl.col("end") < pl.col("cutoff"),
-        "known": pl.col("known"),
-        "unfollowed": ~pl.col("label") & (pl.col("until") > pl.lit(frame["time"].max())),
-    }
-    excluded = pl.coalesce(
-        pl.when(reasons[name]).then(pl.lit(name)) for name in ("unknown", *definition.exclude)
-    )
+    reasons = ("unknown", *definition.exclude)
+    excluded = pl.coalesce(pl.when(pl.col(f"is_{name}")).then(pl.lit(name)) for name in reasons)
     return (
-        anchors.with_columns(excluded=excluded)
+        _answered(frame, definition)
+        .with_columns(excluded=excluded)
         .group_by("patient_id", "cutoff", "excluded")
         .agg(pl.col("label").max().cast(pl.Int8))
         .select("patient_id", "cutoff", "label", "excluded")
         .sort("patient_id", "cutoff", "excluded")
     )
+
+
+def questions(frame: pl.DataFrame, definition: Definition) -> pl.DataFrame:
+    """The samples of :func:`label`, and those whose answer is not known yet.
+
+    The answer is not known yet where the anchor goes on, or the data end before the window does.
+    Left out is what else is in `exclude`, and a cutoff that is not reached: later than a second
+    after the last time in the data, or the last end of an encounter.
+
+    Args:
+        frame: The event table.
+        definition: The task.
+
+    Returns:
+        As :func:`label`; `label` is null where the answer is not known yet.
+    """
+    keys = ["patient_id", "cutoff"]
+    barred = [f"is_{name}" for name in definition.exclude if name != "unfollowed"]
+    waiting = pl.col("label").is_null()
+    if "unfollowed" in definition.exclude:
+        waiting |= pl.col("is_unfollowed")
+    ends = frame.filter(pl.col("source") == "encounter")["end"].max()
+    reached = pl.max_horizontal(pl.lit(frame["time"].max()), pl.lit(ends)) + pl.duration(seconds=1)
+    told = label(frame, definition)
+    untold = (
+        _answered(frame, definition)
+        .filter(waiting & (pl.col("cutoff") <= reached))
+        .filter(~pl.any_horizontal(pl.lit(False), *(pl.col(n).fill_null(False) for n in barred)))
+        .select(keys)
+        .unique()
+        .join(told, on=keys, how="anti")
+        .with_columns(label=pl.lit(None, pl.Int8))
+    )
+    return pl.concat([told, untold]).sort(keys)
 
 
 def visible(frame: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
@@ -172,6 +190,25 @@ def visible(frame: pl.DataFrame, labels: pl.DataFrame) -> pl.DataFrame:
     )
     seen = seen.with_columns(end=pl.when(pl.col("end") < pl.col("cutoff")).then("end"))
     return seen.sort("patient_id", "cutoff", *ORDER[1:], nulls_last=False)
+
+
+def _answered(frame: pl.DataFrame, definition: Definition) -> pl.DataFrame:
+    """The anchors with `label`, and `is_REASON` for all that can leave one out."""
+    anchors = _anchors(frame, definition)
+    rule = definition.label
+    if isinstance(rule, Happens):
+        anchors = _happens(anchors, frame, rule)
+    else:
+        long = pl.col("end") - pl.col("start") >= pl.duration(seconds=_seconds(rule.at_least))
+        anchors = anchors.with_columns(label=long, until="end", known=False)
+    death = frame.filter(pl.col("code") == DEATH).group_by("patient_id").agg(death=pl.min("time"))
+    return anchors.join(death, on="patient_id", how="left").with_columns(
+        is_unknown=pl.col("cutoff").is_null() | pl.col("label").is_null(),
+        is_dead=pl.col("death") < pl.col("cutoff"),
+        is_ended=pl.col("end") < pl.col("cutoff"),
+        is_known=pl.col("known"),
+        is_unfollowed=~pl.col("label") & (pl.col("until") > pl.lit(frame["time"].max())),
+    )
 
 
 def _anchors(frame: pl.DataFrame, definition: Definition) -> pl.DataFrame:
