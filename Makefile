@@ -1,8 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
-# Two workers of one thread each: the suite takes half the time of one worker of two. A file stays
-# with one of them, so that what its tests share is made once.
-PYTEST ?= -n 2 --dist loadfile
+# Two workers of one thread each: the suite takes half the time of one worker of two.
+PYTEST ?= -n 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
