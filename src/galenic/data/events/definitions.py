@@ -157,8 +157,10 @@ def questions(frame: pl.DataFrame, definition: Definition) -> pl.DataFrame:
     waiting = pl.col("label").is_null()
     if "unfollowed" in definition.exclude:
         waiting |= pl.col("is_unfollowed")
-    ends = frame.filter(pl.col("source") == "encounter")["end"].max()
-    reached = pl.max_horizontal(pl.lit(frame["time"].max()), pl.lit(ends)) + pl.duration(seconds=1)
+    ends = frame.filter(pl.col("source") == "encounter")["end"]
+    # With their types: without any time both are null.
+    last = [pl.lit(times.max(), times.dtype) for times in (frame["time"], ends)]
+    reached = pl.max_horizontal(last) + pl.duration(seconds=1)
     told = label(frame, definition)
     untold = (
         _answered(frame, definition)
