@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ SECRET = 987_000
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_heap() -> Iterator[None]:
+def small_heap() -> None:
     """What libraries and earlier files left is not gone through again.
 
     Every fit collects garbage twice, and a quarter of the suite's time went into half a million
@@ -26,7 +25,6 @@ def small_heap() -> Iterator[None]:
     """
     gc.collect()
     gc.freeze()
-    yield
 
 
 @pytest.fixture(scope="session")

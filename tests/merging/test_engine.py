@@ -194,6 +194,14 @@ def test_what_float16_cannot_hold_is_an_error(folder: Path) -> None:
         merge(recipe(folder, dtype="float16", parameters={"alpha": 1e7}), folder / "out")
 
 
+def test_what_is_not_merged_passes_as_it_is(folder: Path) -> None:
+    mask = torch.full((5, 5), -torch.inf, dtype=torch.float16).triu(1)
+    for name in ("base", "x", "y"):
+        change(folder, name, mask=mask)
+    merge(recipe(folder, exclude=["mask"]), folder / "out")
+    assert torch.equal(out(folder)["mask"], mask)
+
+
 def test_heads_are_left_out_and_kept_apart(folder: Path) -> None:
     for name, classes in (("x", 3), ("y", 5)):
         change(folder, name, head__weight=torch.full((classes, 6), float(classes)))

@@ -169,7 +169,8 @@ class _Merge:
         if job is None:
             source = self.base.source(slot.name)
             for start, stop in spans(size_of(source)):
-                yield narrowed(source.flat(start, stop), slot)
+                # A view of the file would be read again, after its pages were given back.
+                yield source.flat(start, stop).to(slot.dtype, copy=True)
             close(source)
         else:
             for piece in self._combine(job):
