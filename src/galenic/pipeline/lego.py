@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from galenic.data.augment import AugmentConfig
 from galenic.data.cohort import Cohort
 from galenic.data.manifest import require_column
 from galenic.data.tabular import TabularEncoder
-from galenic.models.backbone import Backbone, Pool, open_backbone
+from galenic.models.backbone import Backbone, Pool
 from galenic.pipeline.config import InputConfig
 from galenic.pipeline.frozen import FrozenCache
 from galenic.pipeline.inputs import Array, Inputs, single_input
@@ -67,13 +66,6 @@ class Modality:
         found = cache.tokens(self.backbone, self.inputs, wanted)
         self.ahead.update(zip(wanted, found, strict=True))
 
-    def retabulate(self, state: Mapping[str, Any]) -> None:
-        """Encode a table as another run did, whose `table.json` or `tables.json` says how."""
-        table = TabularEncoder.of(state).transform(self.cohort.features())
-        spec, channels = self.backbone.spec, table.shape[1]
-        self.backbone = open_backbone(spec, modality="table", channels=channels)
-        self.inputs = Inputs(self.cohort, self.backbone, table=table)
-
     def example(self, row: int, training: bool) -> Mapping[str, Array]:
         """What the encoder takes of one row."""
         if training and self.augmented is not None:
@@ -81,6 +73,16 @@ class Modality:
         if row in self.ahead:
             return {TOKENS: np.array(self.ahead[row])}
         return self.inputs[row]
+
+
+def encodings(run: Run) -> dict[str, TabularEncoder]:
+    """How each table of a finished run is encoded, by its name."""
+    if (run.path / TABLES).is_file():
+        states = run.read_json(TABLES)
+    else:
+        kinds = run.provenance["data"]["inputs"]
+        states = {n: run.read_json(ENCODING) for n, kind in kinds.items() if kind == "table"}
+    return {name: TabularEncoder.of(state) for name, state in states.items()}
 
 
 def split_inputs(cohort: Cohort, tables: Mapping[str, Sequence[str]]) -> dict[str, Cohort]:

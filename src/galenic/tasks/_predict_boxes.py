@@ -10,7 +10,6 @@ import pandas as pd
 from torch import nn
 
 from galenic.core.config import parse
-from galenic.core.fingerprint import fingerprint_module
 from galenic.core.inputs import InputSpec
 from galenic.core.meters import count_parameters
 from galenic.core.prediction import predict
@@ -21,7 +20,6 @@ from galenic.data.boxes import Boxes
 from galenic.data.cohort import Cohort
 from galenic.objectives.detection import Detection
 from galenic.pipeline.boxed import BoxRows, collate
-from galenic.pipeline.opening import describe
 from galenic.tasks import _detect_config, detect
 from galenic.tasks._detect_results import (
     Judge,
@@ -33,7 +31,7 @@ from galenic.tasks._detect_results import (
     write_tables,
 )
 from galenic.tasks._predict_config import TABLE, Config
-from galenic.tasks._predict_opening import cohort_of, label_in, network_of, note_origin
+from galenic.tasks._predict_opening import cohort_of, network_of, note_origin
 
 NO_BOXES = Boxes(np.empty((0, 4)), np.empty(0, np.int64))
 
@@ -49,12 +47,10 @@ def apply(config: Config, finished: Run, run: Run) -> int:
     own = parse(_detect_config.Config, finished.config, str(finished.path))
     classes = tuple(finished.read_json("metrics.json")["classes"])
     threshold = float(finished.read_json("detection.json")["threshold"])
-    cohort = cohort_of(config, finished, own.columns)
-    spec = label_in(list(cohort.table.columns), config.columns, own.columns, "boxes", classes)
-    cohort = replace(cohort, label=spec)
+    cohort = cohort_of(config, finished, own.columns, "boxes", classes)
     sizes = sizes_of(cohort)
     boxes, lost = [NO_BOXES] * len(cohort), 0
-    if spec is not None:
+    if cohort.label is not None:
         boxes, faults = boxes_of(cohort, sizes)
         lost = faults.lost
     detector, inputs = _opened(finished, own, classes, cohort, run)
@@ -73,8 +69,9 @@ def apply(config: Config, finished: Run, run: Run) -> int:
     part = part_of(blind, rows, found)
     run.write_text(TABLE, _table(part, threshold).to_csv(index=False))
     run.write_json("detections.json", coco_results(part))
-    if spec is not None:
-        _score(judge, part_of(judge, rows, found), threshold, lost, run)
+    if cohort.label is not None:
+        seen = part if own.rule.min_iou is None else part_of(judge, rows, found)
+        _score(judge, seen, threshold, lost, run)
     return count_parameters(detector)[1]
 
 
@@ -92,11 +89,8 @@ def _opened(
         return detect.restored(detector, finished), backbone.inputs
     note_origin(finished, cohort, run)
     seed_everything(own.seed)
-    detector, inputs = detect.transformers_of(own, classes)
-    detect.restored(detector, finished)
-    weights = {"backbone": own.detector.kind, "fingerprint": fingerprint_module(detector)}
-    run.update_provenance(data=describe(cohort), weights=weights)
-    return detector, inputs
+    detector, inputs = detect.transformers_of(own, classes, cohort, run)
+    return detect.restored(detector, finished), inputs
 
 
 def _table(part: Part, threshold: float) -> pd.DataFrame:

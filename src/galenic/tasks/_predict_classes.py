@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -16,7 +15,7 @@ from galenic.pipeline.inputs import Collate
 from galenic.pipeline.opening import ENCODING
 from galenic.pipeline.votes import logits_of
 from galenic.tasks._predict_config import Config
-from galenic.tasks._predict_opening import cohort_of, label_in, network_of
+from galenic.tasks._predict_opening import cohort_of, network_of
 from galenic.tasks._predict_parts import PARTS
 from galenic.tasks._predict_results import Trained, tell_of
 
@@ -35,10 +34,7 @@ def apply(config: Config, finished: Run, run: Run) -> int:
     if (finished.path / ENCODING).is_file():
         encoder = TabularEncoder.of(finished.read_json(ENCODING))
         opener = partial(opener, encoder=encoder)
-    cohort = cohort_of(config, finished, own.columns, encoder)
-    columns = list(cohort.table.columns)
-    spec = label_in(columns, config.columns, own.columns, trained.kind, trained.classes)
-    cohort = replace(cohort, label=spec)
+    cohort = cohort_of(config, finished, own.columns, trained.kind, trained.classes, encoder)
     backbone, inputs = network_of(finished, own, cohort, run, opener, parts.put)
     objective = parts.objective(finished, own, backbone, cast("TargetKind", trained.kind))
     size = config.batch_size or own.schedule.eval_batch_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import nn
 
 from galenic import tuners
 from galenic.core.config import parse
-from galenic.core.errors import DataError, WeightsError
+from galenic.core.errors import DataError
 from galenic.core.meters import count_parameters
 from galenic.core.prediction import predict
 from galenic.core.run import Run
@@ -20,13 +19,12 @@ from galenic.data.cohort import Cohort
 from galenic.data.tabular import TabularEncoder
 from galenic.models.lego import store
 from galenic.objectives.classification import Classifier, TargetKind
-from galenic.pipeline.lego import TABLES, Modality, open_modalities, presence, split_inputs
-from galenic.pipeline.opening import ENCODING
+from galenic.pipeline.lego import Modality, encodings, open_modalities, presence, split_inputs
 from galenic.pipeline.paired import Concatenated, Fed, PairedCollate, PairedRows
 from galenic.tasks import _lego_config, lego
 from galenic.tasks._lego_arms import late_logits
 from galenic.tasks._predict_config import Config
-from galenic.tasks._predict_opening import cohort_of, label_in, note_origin
+from galenic.tasks._predict_opening import cohort_of, note_origin, require_network
 from galenic.tasks._predict_results import Trained, tell_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -42,14 +40,11 @@ def apply(config: Config, finished: Run, run: Run) -> int:
     """
     own = parse(_lego_config.Config, finished.config, str(finished.path))
     trained = Trained.open(finished)
-    tables = _tables(finished)
+    tables = encodings(finished)
     pictures = [n for n, kind in finished.provenance["data"]["inputs"].items() if kind != "table"]
     inputs = [*pictures, *(column for table in tables.values() for column in table.columns)]
     columns = own.columns.model_copy(update={"inputs": inputs})
-    cohort = cohort_of(config, finished, columns)
-    names = list(cohort.table.columns)
-    spec = label_in(names, config.columns, own.columns, trained.kind, trained.classes)
-    cohort = replace(cohort, label=spec)
+    cohort = cohort_of(config, finished, columns, trained.kind, trained.classes)
     modalities = _opened(own, finished, cohort, tables, run)
     size = config.batch_size or own.schedule.eval_batch_size
     models = _models(own, finished, trained, modalities)
@@ -65,16 +60,6 @@ def apply(config: Config, finished: Run, run: Run) -> int:
     logits = told[0][1] if len(told) == 1 else late_logits(trained.kind, rows, told)
     tell_of(config, trained, cohort, logits, run)
     return sum(count_parameters(model)[1] for model, _ in models)
-
-
-def _tables(finished: Run) -> dict[str, TabularEncoder]:
-    """How each table was encoded, by its name."""
-    if (finished.path / TABLES).is_file():
-        states = finished.read_json(TABLES)
-        return {name: TabularEncoder.of(state) for name, state in states.items()}
-    kinds = finished.provenance["data"]["inputs"]
-    names = [name for name, kind in kinds.items() if kind == "table"]
-    return {name: TabularEncoder.of(finished.read_json(ENCODING)) for name in names}
 
 
 def _opened(
@@ -111,14 +96,7 @@ def _opened(
         seed=own.seed,
         encoders=tables,
     )
-    wanted = finished.provenance["weights"]["fingerprint"]
-    here = run.provenance["weights"]["fingerprint"]
-    if here != wanted:
-        raise WeightsError(
-            f"The networks are not those that '{finished.path.name}' was trained on.",
-            where=str(finished.path),
-            expected=f"fingerprints {wanted}, here they are {here}",
-        )
+    require_network(finished, run.provenance["weights"])
     return found
 
 

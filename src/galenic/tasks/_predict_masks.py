@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from galenic.pipeline import mask_files
 from galenic.pipeline.masked import Frames, MaskedRows
 from galenic.tasks import _segment_config, segment
 from galenic.tasks._predict_config import TABLE, Config
-from galenic.tasks._predict_opening import cohort_of, label_in, network_of
+from galenic.tasks._predict_opening import cohort_of, network_of
 from galenic.tasks._segment_results import predicted, table_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,9 +38,7 @@ def apply(config: Config, finished: Run, run: Run) -> int:
     own = parse(_segment_config.Config, finished.config, str(finished.path))
     names = finished.read_json("metrics.json")["classes"]
     values = tuple(row["value"] for row in finished.read_json("structures.json")["structures"])
-    cohort = cohort_of(config, finished, own.columns)
-    spec = label_in(list(cohort.table.columns), config.columns, own.columns, "mask", ())
-    cohort = replace(cohort, label=spec)
+    cohort = cohort_of(config, finished, own.columns, "mask", ())
     backbone, _ = network_of(finished, own, cohort, run)
     encoder, decoder = segment.parts(backbone, own.decoder, len(names) + 1)
     decoder.load_state_dict(load_file(finished.path / segment.DECODER))
@@ -50,8 +47,8 @@ def apply(config: Config, finished: Run, run: Run) -> int:
     frames = Frames(cohort, backbone, shapes)
     rows = np.arange(len(cohort))
     data = MaskedRows(frames, None, rows.tolist(), len(names) + 1)
-    truth = None if spec is None else Masks(cohort, values, own.threshold)
-    labelled = ~missing(cohort.targets()) if spec is not None else np.zeros(len(cohort), bool)
+    truth = None if cohort.label is None else Masks(cohort, values, own.threshold)
+    labelled = ~missing(cohort.targets()) if truth is not None else np.zeros(len(cohort), bool)
     figures = np.full((len(rows), len(names), len(METRICS)), np.nan)
     listed = []
     size = config.batch_size or own.schedule.eval_batch_size

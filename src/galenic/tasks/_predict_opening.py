@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ from galenic.data.tabular import TabularEncoder
 from galenic.models.backbone import Backbone
 from galenic.pipeline.config import Columns, InputConfig
 from galenic.pipeline.inputs import Inputs
-from galenic.pipeline.opening import Opener, open_inputs
+from galenic.pipeline.opening import Opener, open_inputs, weights_of
 from galenic.tasks._predict_config import Config
 
 # Puts what a run trained, with that run and its config, into the network that it stands on.
@@ -53,17 +54,27 @@ def cohort_of(
     config: Config,
     trained: Run,
     columns: Columns,
+    kind: str,
+    classes: Sequence[str],
     encoder: TabularEncoder | None = None,
     source: str | pd.DataFrame | None = None,
 ) -> Cohort:
-    """The new samples, read by the columns that the run read where none are named; no label.
+    """The new samples, read by the columns that the run read where none are named.
 
     Args:
         config: What was asked.
         trained: The finished run.
         columns: Its own.
+        kind: Of its label.
+        classes: Of its label, in the order of the logits.
         encoder: Its own, of a table.
         source: Where the new samples are listed; None for `config.data`.
+
+    Returns:
+        All of them; the label is None where the manifest does not hold what is predicted.
+
+    Raises:
+        DataError: If a column that was asked for is not there.
     """
     source = config.data if source is None else source
     asked, known = config.columns, trained.provenance["data"].get("inputs")
@@ -76,24 +87,15 @@ def cohort_of(
     cohort = Cohort.open(source, **given)
     if asked.patient_id is None and columns.patient_id in cohort.table:
         cohort = Cohort.open(source, **given | {"patient_id": columns.patient_id})
-    return cohort
+    return replace(
+        cohort, label=_label_in(list(cohort.table.columns), asked, columns, kind, classes)
+    )
 
 
-def label_in(
+def _label_in(
     table: Sequence[str], asked: Columns, columns: Columns, kind: str, classes: Sequence[str]
 ) -> LabelSpec | None:
-    """Where a new manifest holds what is predicted; None where it does not.
-
-    Args:
-        table: Columns of the new manifest.
-        asked: What was asked.
-        columns: Of the finished run.
-        kind: Of its label.
-        classes: Of its label, in the order of the logits.
-
-    Raises:
-        DataError: If the column that was asked for is not there.
-    """
+    """Where a new manifest holds what is predicted; None where it does not."""
     own = asked.label or columns.label or column_for("label", None, table)
     if own is None:
         return None
@@ -168,11 +170,20 @@ def restore(backbone: Backbone, trained: Run, told: Told, put: Put = put_tuned) 
     Raises:
         WeightsError: If it is another network.
     """
-    weights = trained.provenance["weights"]
-    if backbone.fingerprint != weights["fingerprint"]:
-        raise WeightsError(
-            f"'{backbone.spec}' is not the network that '{trained.path.name}' was trained on.",
-            where=str(trained.path),
-            expected=f"fingerprint {weights['fingerprint']}, here it is {backbone.fingerprint}",
-        )
+    require_network(trained, weights_of(backbone))
     put(backbone, trained, told)
+
+
+def require_network(trained: Run, weights: Mapping[str, str]) -> None:
+    """Check that a run stands on the network that was opened, of which `weights` tells.
+
+    Raises:
+        WeightsError: If it is another network.
+    """
+    known, here = trained.provenance["weights"]["fingerprint"], weights["fingerprint"]
+    if here != known:
+        raise WeightsError(
+            f"'{weights['backbone']}' is not the network that '{trained.path.name}' was trained on.",
+            where=str(trained.path),
+            expected=f"fingerprint {known}, here it is {here}",
+        )

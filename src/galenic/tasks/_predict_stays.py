@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +34,7 @@ from galenic.pipeline.opening import weights_of
 from galenic.pipeline.stays import StayCollate
 from galenic.tasks import _stays_config, _stays_parts
 from galenic.tasks._predict_config import Config
-from galenic.tasks._predict_opening import cohort_of, label_in, note_origin, restore
+from galenic.tasks._predict_opening import cohort_of, note_origin, restore
 from galenic.tasks._predict_results import Trained, tell_of
 from galenic.tasks._stays_reading import Reading, definition, reading, record, recorded
 
@@ -140,10 +139,7 @@ def _cohort(
                 next_step="For stays that go on: --stays with patient_id and cutoff.",
             )
     columns = own.columns.model_copy(update={"inputs": ["cutoff"]})
-    cohort = cohort_of(config, trained.run, columns, source=table)
-    names = list(cohort.table.columns)
-    spec = label_in(names, config.columns, columns, trained.kind, trained.classes)
-    return replace(cohort, label=spec)
+    return cohort_of(config, trained.run, columns, trained.kind, trained.classes, source=table)
 
 
 def _text(finished: Run, own: _stays_config.Config, run: Run) -> Backbone:

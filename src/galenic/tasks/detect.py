@@ -19,6 +19,7 @@ from galenic.core.run import Run
 from galenic.core.trainer import Validation
 from galenic.data.box_cohort import boxes_of, sizes_of
 from galenic.data.boxes import Boxes, Found
+from galenic.data.cohort import Cohort
 from galenic.data.labels import refuse_unseen, require_kind
 from galenic.data.prevalence import PrevalenceConfig, counts_of, make_prevalence_split
 from galenic.data.splits import PARTS, make_splits
@@ -159,11 +160,7 @@ class Job:
     def _open(self) -> tuple[Any, InputSpec]:
         if self.config.detector.kind != "fcos":
             self.hooks = tuners.Hooks()
-            network, inputs = transformers_of(self.config, self.classes)
-            weights = {"backbone": self.config.detector.kind}
-            weights["fingerprint"] = fingerprint_module(network)
-            self.run.update_provenance(data=describe(self.cohort), weights=weights)
-            return network, inputs
+            return transformers_of(self.config, self.classes, self.cohort, self.run)
         backbone, _ = open_inputs(
             self.cohort,
             self.splits.train,
@@ -263,10 +260,14 @@ def fcos_on(backbone: Backbone, config: DetectorConfig, classes: int) -> Fcos:
     )
 
 
-def transformers_of(config: Config, classes: tuple[str, ...]) -> tuple[nn.Module, InputSpec]:
-    """A detector of transformers with a fresh head, and what it reads."""
+def transformers_of(
+    config: Config, classes: tuple[str, ...], cohort: Cohort, run: Run
+) -> tuple[nn.Module, InputSpec]:
+    """A detector of transformers with a fresh head, and what it reads; `run` is told of it."""
     at = config.detector
     network = open_detector(at.kind, classes, most=at.most, overlap=at.overlap)
+    weights = {"backbone": at.kind, "fingerprint": fingerprint_module(network)}
+    run.update_provenance(data=describe(cohort), weights=weights)
     sides = config.input.sides
     if sides is None:
         return network, network.inputs

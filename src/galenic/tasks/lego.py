@@ -20,14 +20,14 @@ from galenic.core.progress import tell
 from galenic.core.run import Run
 from galenic.core.schedule import Schedule
 from galenic.data.cohort import Cohort
+from galenic.data.tabular import TabularEncoder
 from galenic.models.backbone import Backbone
 from galenic.models.lego import LegoBlock, LegoFuse, LegoMerge, store
 from galenic.models.lego.functional import HeadMethod
 from galenic.objectives.classification import Classifier, TargetKind
 from galenic.pipeline.config import InputConfig
 from galenic.pipeline.inputs import Inputs
-from galenic.pipeline.lego import TABLES, Modality, open_modalities
-from galenic.pipeline.opening import ENCODING
+from galenic.pipeline.lego import Modality, encodings, open_modalities, split_inputs
 from galenic.pipeline.paired import Concatenated, Fed, PairedCollate, PairedRows
 from galenic.pipeline.tokens import TableEncoder, TokenEncoder
 from galenic.tasks import _lego_arms, classify
@@ -115,36 +115,32 @@ class LegoJob(classify.Job):
             configs=settings.inputs,
             used=np.concatenate([splits.train, splits.val, splits.test]),
             seed=settings.seed,
+            encoders=self._as_trained(cohort),
         )
-        for modality in self.modalities:
-            if (place := settings.trained_by(modality.name)) is not None:
-                self._as_trained(modality, Run.open(place))
         if len(self.modalities) == 1:
             tell(f"One input, '{self.modalities[0].name}': there is nothing to merge it with.")
         return self.modalities[0].backbone, self.modalities[0].inputs
 
-    def _as_trained(self, modality: Modality, other: Run) -> None:
-        """Check that the run `other` learnt the same classes, and read tables as it did."""
-        classes = other.read_json("metrics.json")["classes"]
-        if list(classes) != list(self.label.classes):
-            raise ConfigError(
-                f"The run that trained '{modality.name}' has other classes: {', '.join(classes)}.",
-                where=f"trained.{modality.name}",
-                expected=", ".join(self.label.classes),
-            )
-        if modality.kind == "table":
-            several = (other.path / TABLES).is_file()
-            state = other.read_json(TABLES if several else ENCODING)
-            state = state[modality.name] if several else state
-            modality.retabulate(state)
-            self._record_table(modality.name, state)
-
-    def _record_table(self, name: str, state: dict[str, Any]) -> None:
-        """Write how a table is encoded now, in the place of how it was at first."""
-        if (self.run.path / TABLES).is_file():
-            self.run.write_json(TABLES, self.run.read_json(TABLES) | {name: state})
-        else:
-            self.run.write_json(ENCODING, state)
+    def _as_trained(self, cohort: Cohort) -> dict[str, TabularEncoder]:
+        """How the runs that trained blocks of tables encoded them; they learnt the same classes."""
+        found = {}
+        for name in split_inputs(cohort, self.config.tables):
+            place = self.config.trained_by(name)
+            if place is None:
+                continue
+            other = Run.open(place)
+            classes = other.read_json("metrics.json")["classes"]
+            if list(classes) != list(self.label.classes):
+                raise ConfigError(
+                    f"The run that trained '{name}' has other classes: {', '.join(classes)}.",
+                    where=f"trained.{name}",
+                    expected=", ".join(self.label.classes),
+                )
+            # A run without blocks, or without this one, is refused where the block is read.
+            known = encodings(other) if (place / MERGED).is_dir() else {}
+            if name in known:
+                found[name] = known[name]
+        return found
 
     def _objective(self) -> Classifier:
         kind, train = self.label.kind, self.splits.train
