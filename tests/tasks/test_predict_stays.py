@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-import torch
-from transformers import AutoTokenizer, BertConfig, BertModel
 from typer.testing import CliRunner
 
 import galenic
@@ -26,7 +24,6 @@ from galenic.core.progress import tell
 from galenic.core.run import Run
 from galenic.data.events import ordered
 from galenic.data.events.schema import SCHEMA
-from galenic.models.backbone import open_backbone
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CUTOFF = START + timedelta(hours=24)
@@ -115,21 +112,6 @@ def hospital() -> Hospital:
         if bad:
             rows.append(event(patient, 90, "MEDS_DEATH", source="patient"))
     return Hospital(pl.DataFrame(rows, schema=SCHEMA), pd.DataFrame(stays))
-
-
-@pytest.fixture(scope="module")
-def small_text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A text network of one layer, with the tokenizer of another."""
-    folder = tmp_path_factory.mktemp("text")
-    minilm = open_backbone("builtin:minilm")
-    config = BertConfig(
-        vocab_size=minilm.network.config.vocab_size, hidden_size=16, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=32,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(minilm.tokenizer.name_or_path).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

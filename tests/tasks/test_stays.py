@@ -12,7 +12,6 @@ import polars as pl
 import pytest
 import torch
 from torch import nn
-from transformers import AutoTokenizer, BertConfig, BertModel
 
 from galenic import launch
 from galenic.core.config import parse
@@ -80,21 +79,6 @@ def manifest_of(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return hospital(tmp_path_factory.mktemp("some"))
-
-
-@pytest.fixture(scope="session")
-def small_text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A text network of one layer, with the tokenizer of another."""
-    folder = tmp_path_factory.mktemp("text")
-    minilm = open_backbone("builtin:minilm")
-    config = BertConfig(
-        vocab_size=minilm.network.config.vocab_size, hidden_size=32, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=64,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(minilm.tokenizer.name_or_path).save_pretrained(folder)
-    return str(folder)
 
 
 def start(given: dict[str, Any], out: Path, *overrides: str, **more: Any) -> Run:
