@@ -73,6 +73,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
     except FileNotFoundError:
         raise ConfigError(f"There is no file '{path}'.") from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"'{path}' is a folder.",
+            expected="a YAML file",
+            next_step=f"What a run folder holds is told by: galenic report {path}",
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"'{path}' cannot be read: {error}.") from None
     except yaml.YAMLError as error:
