@@ -121,3 +121,8 @@ def test_bad_yaml(tmp_path: Path, content: bytes | None, part: str) -> None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=part):
         load_yaml(path)
+
+
+def test_a_folder_is_no_yaml_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is a folder(.|\n)*galenic report"):
+        load_yaml(tmp_path)
