@@ -192,7 +192,7 @@ def test_answers_that_nobody_knows_yet_are_predicted_and_not_scored(
     np.testing.assert_allclose(blind["p"], stays["p"], rtol=0, atol=1e-5)
     done = CliRunner().invoke(app, ["report", str(made.path)])
     assert done.exit_code == 0, done.output
-    assert "No metrics were written" in (made.path / "report.html").read_text()
+    assert "nothing is scored" in (made.path / "report.html").read_text(encoding="utf-8")
     # And before the first day is over nobody is asked.
     dawn = known_by(held, START + timedelta(hours=12))
     with pytest.raises(DataError, match="No patient can be asked"):
