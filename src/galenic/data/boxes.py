@@ -88,8 +88,11 @@ def is_boxes(columns: Sequence[str], values: pd.Series) -> bool:
     known = values.dropna()
     if len(columns) > 1:
         return False
-    if len(known) and isinstance(known.iloc[0], list | np.ndarray):
-        return True
+    is_list = known.map(pd.api.types.is_list_like) if known.dtype == object else []
+    lists = known[is_list]
+    if len(lists):
+        # A list of names is a label of several classes.
+        return not any(isinstance(entry, str) for cell in lists for entry in cell)
     cells = known.astype(str).str.strip()
     cells = cells[cells != ""]
     return bool(len(cells) and cells.str.startswith("[").all())

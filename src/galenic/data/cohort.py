@@ -15,7 +15,7 @@ import pandas as pd
 from galenic.core import registry
 from galenic.core.errors import DataError
 from galenic.core.fingerprint import fingerprint_bytes
-from galenic.data import manifest
+from galenic.data import manifest, tables
 from galenic.data.labels import LabelKind, LabelSpec, encode, infer
 from galenic.data.readers import header, parts_of, read
 from galenic.data.values import Header
@@ -105,11 +105,12 @@ class Cohort:
             )
             return replace(cohort, name=source, title=sample.title, license=sample.license)
         if isinstance(source, pd.DataFrame):
-            table, name, base = manifest.plain_table(source), "table in memory", Path.cwd()
+            found, name, base = source, "table in memory", Path.cwd()
         else:
             path = Path(source)
-            table, name = manifest.read_table(path), path.name
+            found, name = manifest.read_table(path), path.name
             base = path if path.is_dir() else path.parent
+        table = tables.plain(found)
         if table.empty:
             raise DataError("The manifest has no rows.", where=name, expected="one row a sample")
         return cls._of(
@@ -215,7 +216,9 @@ class Cohort:
                 return ""
             where = f"{self.name}, row {row}, column '{column}'"
             raise DataError("The cell is empty.", where=where, expected=f"a path to an {kind}")
-        return str(cell) if kind == "text" and not str(cell).endswith(".txt") else self.root / cell
+        word = str(cell)
+        is_text = kind == "text" and not word.lower().endswith(".txt")
+        return word if is_text else self.root / word
 
     def header(self, row: int) -> dict[str, Header | None]:
         """What the files of a row say about themselves, by column; None where they do not.
@@ -308,8 +311,7 @@ def _label_columns(label: str | Sequence[str] | None, columns: list[str]) -> lis
 
 
 def _says_parts(values: pd.Series) -> bool:
-    words = set(values.dropna().astype(str).str.lower().unique())
-    return {"train", "test"} <= words
+    return {"train", "test"} <= set(manifest.parts_said(values).unique())
 
 
 def _inputs(
@@ -358,4 +360,6 @@ def _patients(table: pd.DataFrame, column: str | None) -> tuple[Array, tuple[str
             where=f"row {row}, column '{column}'",
             expected="a patient in every row",
         )
-    return pd.factorize(values)[0].astype(np.int64), ()
+    # 1 and '1' are one patient.
+    found = tables.words(values) if values.dtype == object else values
+    return pd.factorize(found)[0].astype(np.int64), ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -13,6 +14,7 @@ from galenic.core.errors import DataError
 from galenic.data.boxes import has_box, is_boxes, names_of
 from galenic.data.mask_cells import are_masks
 from galenic.data.readers import modality_of
+from galenic.data.tables import words
 
 # Classes that an error lists.
 SHOWN = 5
@@ -70,7 +72,10 @@ def infer(table: pd.DataFrame, columns: Sequence[str], kind: LabelKind | None = 
         return LabelSpec("boxes", columns, names_of(table, columns))
     if kind == "mask" or (kind is None and len(columns) == 1 and are_masks(table[columns[0]])):
         return LabelSpec("mask", columns)
-    if kind == "multilabel" and len(columns) == 1 and _is_words(table[columns[0]]):
+    lists = len(columns) == 1 and _are_lists(table[columns[0]])
+    if lists and kind is None:
+        kind = "multilabel"
+    if kind == "multilabel" and len(columns) == 1 and (lists or _is_words(table[columns[0]])):
         names = _listed(table[columns[0]]).explode().dropna().unique()
         return LabelSpec("multilabel", columns, tuple(sorted(names)))
     if len(columns) > 1 or kind == "multilabel":
@@ -86,6 +91,12 @@ def infer(table: pd.DataFrame, columns: Sequence[str], kind: LabelKind | None = 
     values = table[column].dropna()
     if values.empty:
         raise DataError(f"Label column '{column}' has no value in any row.")
+    if lists:
+        raise DataError(
+            f"Label column '{column}' holds lists, which are no {kind} label.",
+            expected="one class or number a row",
+            next_step="--kind multilabel",
+        )
     distinct = values.drop_duplicates()
     if kind == "continuous" or (kind is None and _is_measurement(distinct)):
         _numbers(values)
@@ -137,7 +148,7 @@ def encode(spec: LabelSpec, table: pd.DataFrame) -> Array:
     values = table[spec.columns[0]]
     if spec.kind == "continuous":
         return _numbers(values).to_numpy(dtype=np.float32, na_value=np.nan)
-    codes = pd.Index(spec.classes).get_indexer(pd.Index(_as_text(values))).astype(np.int64)
+    codes = pd.Index(spec.classes).get_indexer(pd.Index(words(values))).astype(np.int64)
     strange = (codes < 0) & values.notna().to_numpy()
     if strange.any():
         row = int(np.flatnonzero(strange)[0])
@@ -251,14 +262,20 @@ def refuse_unseen(classes: Sequence[str], column: str) -> None:
 
 def _is_words(values: pd.Series) -> bool:
     """Whether the cells hold names, and not 0, 1, true or false."""
-    words = values.dropna().replace({"True": 1, "False": 0})
-    return bool(len(words) and pd.to_numeric(words, errors="coerce").isna().any())
+    known = values.dropna().replace({"True": 1, "False": 0})
+    return bool(len(known) and pd.to_numeric(known, errors="coerce").isna().any())
+
+
+def _are_lists(values: pd.Series) -> bool:
+    return values.dtype == object and bool(values.map(pd.api.types.is_list_like).any())
 
 
 def _listed(values: pd.Series) -> pd.Series:
-    """The names in each cell; missing where the cell is blank."""
-    parts = values.dropna().astype(str).str.split(BETWEEN, regex=True)
-    names = parts.map(lambda cell: [name.strip() for name in cell if name.strip()])
+    """The names in each cell, a list or parted by `BETWEEN`; missing where the cell is blank."""
+    parts = values.dropna().map(
+        lambda cell: cell if pd.api.types.is_list_like(cell) else re.split(BETWEEN, str(cell))
+    )
+    names = parts.map(lambda cell: [str(name).strip() for name in cell if str(name).strip()])
     return names[names.map(len) > 0].reindex(values.index)
 
 
@@ -291,16 +308,9 @@ def _is_measurement(distinct: pd.Series) -> bool:
 def _classes(distinct: pd.Series) -> tuple[str, ...]:
     numeric = pd.to_numeric(distinct, errors="coerce")
     if numeric.notna().all() and not pd.api.types.is_bool_dtype(distinct):
-        return tuple(_as_text(distinct.iloc[np.argsort(numeric, kind="stable")]))
-    return tuple(sorted(_as_text(distinct)))
-
-
-def _as_text(values: pd.Series) -> pd.Series:
-    if pd.api.types.is_float_dtype(values):
-        # A column of 0 and 1 with a blank is read as floats; its classes are still '0' and '1'.
-        whole = values.dropna().mod(1).eq(0).all()
-        return values.map(lambda v: str(int(v)) if whole else str(v), na_action="ignore")
-    return values.map(str, na_action="ignore")
+        distinct = distinct.iloc[np.argsort(numeric, kind="stable")]
+        return tuple(words(distinct).unique())
+    return tuple(sorted(words(distinct).unique()))
 
 
 def _numbers(values: pd.Series) -> pd.Series:

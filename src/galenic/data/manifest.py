@@ -7,11 +7,11 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from galenic.core.errors import DataError, GalenicError, nearest
+from galenic.data import tables
 from galenic.data.box_formats import is_yolo, read_coco, read_yolo
 from galenic.data.breakhis import is_breakhis, read_breakhis
 from galenic.data.readers import LONGEST_CELL, is_here, modality_in, modality_of
@@ -24,6 +24,10 @@ ROLES = {
     "site": ("site", "site_code", "hospital", "hospitalid", "centre", "center", "institution"),
     "date": ("date", "recording_date", "study_date", "acquired", "admission_date"),
     "split": ("split", "fold_name", "partition"),
+}  # fmt: skip
+# Other words for the parts of a split.
+PART_WORDS = {
+    "training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"
 }  # fmt: skip
 # A text cell is prose from about this many words on; below it is a category.
 PROSE_WORDS = 3
@@ -47,16 +51,11 @@ def read_table(path: Path) -> pd.DataFrame:
             f"There is no file '{path.name}'. {nearest(path.name, siblings)}".strip(),
             where=str(path.parent),
         )
-    name = path.name.lower().removesuffix(".gz")
     try:
-        if name.endswith((".parquet", ".pq")):
-            return pd.read_parquet(path)
-        if name.endswith((".jsonl", ".ndjson")):
-            return pd.read_json(path, lines=True)
-        if name.endswith(".json"):
+        if path.name.lower().removesuffix(".gz").endswith(".json"):
             return read_coco(path)
-        if name.endswith((".csv", ".tsv", ".txt")):
-            return _read_csv(path, "\t" if name.endswith(".tsv") else ",")
+        if tables.suffix_of(path):
+            return tables.read(path)
     except (ValueError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, pd.errors.EmptyDataError):
             raise DataError(
@@ -78,16 +77,6 @@ def read_table(path: Path) -> pd.DataFrame:
         where=path.name,
         expected=".csv, .tsv, .parquet, .jsonl (each may end in .gz), a COCO .json, or a folder",
     )
-
-
-def _read_csv(path: Path, separator: str) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, sep=separator, engine="pyarrow")
-    except pd.errors.EmptyDataError:
-        raise
-    except (ValueError, pd.errors.ParserError):
-        # Quoted line breaks and ragged comments are beyond the fast engine.
-        return pd.read_csv(path, sep=separator, low_memory=False)
 
 
 def _read_folder(path: Path) -> pd.DataFrame:
@@ -140,6 +129,11 @@ def require_column(name: str, columns: Iterable[str]) -> None:
         )
 
 
+def parts_said(values: pd.Series) -> pd.Series:
+    """What the cells of a split column say: train, val, test, '' for nothing, or another word."""
+    return tables.words(values).fillna("").str.strip().str.lower().replace(PART_WORDS)
+
+
 def detect(values: pd.Series, root: Path) -> str | None:
     """Modality of a column: by the files it names, else `text` for prose, `table`, or None.
 
@@ -150,9 +144,11 @@ def detect(values: pd.Series, root: Path) -> str | None:
     known = values.dropna()
     if known.empty:
         return None
+    head = tables.words(known.head(LOOKED_AT))
     if not _is_text(known):
-        return "table"
-    head = known.head(LOOKED_AT).astype(str)
+        # Records and folders may be called by numbers.
+        on_disk = set(_modalities(head, root))
+        return "table" if None in on_disk or len(on_disk) > 1 else on_disk.pop()
     found = {modality_of(cell) for cell in head}
     if len(found) == 1 and None not in found:
         return next((m for m in _modalities(head, root) if m), found.pop())
@@ -171,7 +167,7 @@ def present(values: pd.Series, root: Path) -> bool:
         values: The column.
         root: What paths are relative to.
     """
-    cells = values.dropna().head(LOOKED_INTO).astype(str)
+    cells = tables.words(values.dropna().head(LOOKED_INTO))
     return any(is_here(root / cell) for cell in cells)
 
 
@@ -185,12 +181,15 @@ def require_one_kind(values: pd.Series, root: Path) -> None:
     Raises:
         DataError: With the kinds of file that it names.
     """
-    cells = values.dropna().astype(str)
+    cells = values.dropna()
+    first = tables.words(cells.head(LOOKED_INTO))
     # Unlike `Path.is_file`, this says no to a text too long for a name.
-    named = (cell for cell in cells.head(LOOKED_INTO) if os.path.isfile(root / cell))  # noqa: PTH113
+    named = (cell for cell in first if os.path.isfile(root / cell))  # noqa: PTH113
     if not any(Path(cell).suffix for cell in named):
         return
-    counts = cells.map(lambda cell: Path(cell).suffix.lower()).value_counts()
+    counts = cells.map(lambda cell: Path(str(cell)).suffix.lower()).value_counts()
+    if list(counts.index) == [".txt"]:
+        return
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.items())
     raise DataError(
         f"Column '{values.name}' names files that no one reader takes: {kinds}.",
@@ -213,10 +212,3 @@ def _is_text(values: pd.Series) -> bool:
     return not (
         pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values)
     )
-
-
-def plain_table(source: Any) -> pd.DataFrame:
-    """A copy of a data frame with text column names and a fresh index."""
-    table = source.reset_index(drop=True).copy()
-    table.columns = [str(column) for column in table.columns]
-    return table

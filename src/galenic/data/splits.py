@@ -14,6 +14,8 @@ from galenic.core.errors import ConfigError, DataError
 from galenic.core.seeding import rng
 from galenic.data.cohort import Cohort
 from galenic.data.labels import LabelSpec, missing
+from galenic.data.manifest import parts_said
+from galenic.data.tables import words
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PARTS = ("train", "val", "test")
@@ -220,10 +222,8 @@ def _few_shot(parts: Array, groups: Array, strata: Array, shots: int, seed: int)
 def _given(cohort: Cohort) -> Array:
     if cohort.split_column is None:
         raise ConfigError("split.how=given, but the manifest has no split column.")
-    words = cohort.table[cohort.split_column].astype(str).str.strip().str.lower()
-    known = {"validation": "val", "valid": "val", "dev": "val", "training": "train"}
-    words = words.replace(known)
-    strange = ~words.isin([*PARTS, "", "nan", "none"])
+    words = parts_said(cohort.table[cohort.split_column])
+    strange = ~words.isin([*PARTS, ""])
     if strange.any():
         row = int(np.flatnonzero(strange)[0])
         raise DataError(
@@ -240,7 +240,7 @@ def _site_out(
     if cohort.site_column is None:
         raise ConfigError("split.how=leave_site_out needs a site column: --site COLUMN")
     column = cohort.table[cohort.site_column].iloc[rows]
-    sites, unknown = column.astype(str).to_numpy(), column.isna().to_numpy()
+    sites, unknown = words(column).to_numpy(), column.isna().to_numpy()
     known = sorted(set(sites[~unknown]))
     site = config.site or known[0]
     if site not in known:
@@ -261,18 +261,29 @@ def _site_out(
 def _by_date(cohort: Cohort, rows: Array, groups: Array, config: SplitConfig) -> Array:
     if cohort.date_column is None:
         raise ConfigError("split.how=by_date needs a date column: --date COLUMN")
-    dates = pd.to_datetime(cohort.table[cohort.date_column].iloc[rows], errors="coerce")
+    cells = words(cohort.table[cohort.date_column].iloc[rows])
+    dates = pd.to_datetime(cells, errors="coerce", utc=True)
     if dates.isna().any():
         row = int(rows[np.flatnonzero(dates.isna())[0]])
-        raise DataError("No date can be read.", where=f"row {row}, '{cohort.date_column}'")
+        raise DataError(
+            "No date can be read.",
+            where=f"row {row}, column '{cohort.date_column}'",
+            expected="a date in every row, all written alike, such as 2026-01-31",
+        )
     # A patient belongs to the period of the last visit: nothing of the future is trained on.
-    last = dates.groupby(groups).transform("max").to_numpy()
+    last = dates.groupby(groups).transform("max").to_numpy(dtype="datetime64[ns]")
     ordered = np.sort(last)
-    cut = pd.Timestamp(config.date).to_datetime64() if config.date else None
-    test = cut if cut is not None else ordered[int(len(ordered) * (1 - config.test))]
+    test = _first_day(config.date) if config.date else ordered[int(len(last) * (1 - config.test))]
     before = ordered[ordered < test]
     if not len(before):
         raise DataError("No sample lies before the test period.", where=cohort.name)
     share = config.val / max(1 - config.test, 1e-9)
     val = before[min(int(len(before) * (1 - share)), len(before) - 1)]
     return np.where(last >= test, "test", np.where(last >= val, "val", "train")).astype(object)
+
+
+def _first_day(date: str) -> np.datetime64:
+    found = pd.to_datetime(date, errors="coerce", utc=True)
+    if found is pd.NaT:
+        raise ConfigError(f"split.date={date} is no date.", expected="such as 2026-01-31")
+    return found.to_datetime64()

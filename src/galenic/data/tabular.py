@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from galenic.core.errors import DataError
+from galenic.data.tables import words
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_CATEGORIES = 50
@@ -42,7 +43,7 @@ class TabularEncoder:
         for column in table.columns:
             values = train[column]
             if not pd.api.types.is_numeric_dtype(values):
-                seen = values.dropna().astype(str).value_counts()
+                seen = words(values).value_counts()
                 categories[column] = tuple(sorted(seen.index[:MOST_CATEGORIES]))
                 continue
             numbers = table[column].to_numpy(dtype=float, na_value=np.nan)
@@ -53,8 +54,10 @@ class TabularEncoder:
             if not len(known):
                 continue
             median = float(np.median(known))
-            filled = values.fillna(median).to_numpy(dtype=float)
-            numeric[column] = (median, float(filled.mean()), float(filled.std()) or 1.0)
+            filled = np.where(np.isnan(numbers[rows]), median, numbers[rows])
+            # The spread of equal numbers may be off zero by rounding.
+            spread = float(filled.std()) if np.ptp(filled) else 1.0
+            numeric[column] = (median, float(filled.mean()), spread)
             if values.isna().any():
                 flagged.append(column)
         if not numeric and not any(categories.values()):
@@ -98,8 +101,8 @@ class TabularEncoder:
             columns.append((np.where(np.isnan(values), median, values) - mean) / spread)
         columns += [table[column].isna().to_numpy(dtype=float) for column in self.flagged]
         for column, known in self.categories.items():
-            words = table[column].astype(str).to_numpy()
-            columns += [(words == value).astype(float) for value in known]
+            cells = words(table[column]).to_numpy()
+            columns += [(cells == value).astype(float) for value in known]
         return np.stack(columns, axis=1).astype(np.float32)
 
     def state(self) -> dict[str, Any]:
