@@ -236,9 +236,9 @@ def test_any_other_json_is_refused(pictures: Path) -> None:
 def test_a_folder_of_yolo_is_a_manifest(pictures: Path) -> None:
     (pictures / "labels").mkdir()
     (pictures / "labels" / "a.txt").write_text("1 0.5 0.5 0.25 0.2\n0 0.25 0.5 0.5 1\n")
-    (pictures / "classes.txt").write_text("bone\nlung\n")
+    (pictures / "classes.txt").write_text("benign nevus\n lung \n\n")
     cohort = Cohort.open(pictures)
-    assert cohort.label is not None and cohort.label.classes == ("bone", "lung")
+    assert cohort.label is not None and cohort.label.classes == ("benign nevus", "lung")
     boxes = boxes_of(cohort, sizes_of(cohort))[0]
     np.testing.assert_allclose(boxes[0].corners, [[15, 12, 25, 18], [0, 0, 20, 30]])
     assert [len(part) for part in boxes] == [2, 0, 0]

@@ -93,6 +93,7 @@ def test_two_series_in_one_folder_are_refused(tmp_path: Path) -> None:
         ("ImageOrientationPatient", [1.0, 0, 0, 0, 0.9962, 0.0872], "slices of 2 directions"),
         ("ImagePositionPatient", [0.0, 0.0, 11.9], "unevenly spaced at 2 of 4"),
         ("Rows", 4, "slices of 2 sizes"),
+        ("PhotometricInterpretation", "MONOCHROME1", "slices of 2 kinds of grey"),
     ],
 )
 def test_a_slice_that_does_not_belong_is_found(
@@ -150,10 +151,14 @@ def test_a_mask_lies_on_its_volume(
 ) -> None:
     nibabel = pytest.importorskip("nibabel")
 
+    # Axes of DICOM point left and back.
+    way = (1, 1, 1) if kind == "nifti" else (1, -1, -1)
+
     def save(name: str, sides: tuple[int, ...], by: tuple[float, ...]) -> str:
         voxels = np.zeros(sides[::-1], np.uint8)
         voxels[1:3, 1:3, 1:3] = 1
-        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([*by[::-1], 1.0])), tmp_path / name)
+        affine = np.diag([*np.multiply(by, way)[::-1], 1.0])
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / name)
         return name
 
     rows = []

@@ -235,3 +235,20 @@ def test_categories_and_flat_columns_are_encoded_alike_elsewhere() -> None:
     found = pd.DataFrame(encoder.transform(new), columns=encoder.names)
     assert found["stage = 1"].tolist() == [1, 0, 0] and found["stage = 2"].tolist() == [0, 0, 1]
     np.testing.assert_allclose(found["flat"], [0, 0.1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["MRN", "Patient ID", "patient-id"])
+def test_patients_are_found_by_their_usual_names(name: str) -> None:
+    frame = pd.DataFrame({name: [1, 1, 2, 3], "x": range(4), "label": [0, 0, 1, 1]})
+    assert Cohort.open(frame).patient_column == name
+
+
+def test_what_names_rows_is_no_feature_unless_it_is_asked_for() -> None:
+    frame = pd.DataFrame({"x": range(120), "sex": ["f", "m"] * 60, "label": [0, 1] * 60})
+    frame["fall"] = [f"F{row // 2}" for row in range(120)]
+    cohort = Cohort.open(frame)
+    assert cohort.feature_columns == ("x", "sex") and cohort.patient_column is None
+    assert any("'fall' is left out" in note for note in cohort.notes)
+    asked = Cohort.open(frame, inputs=["x", "fall"])
+    assert asked.feature_columns == ("x", "fall")
+    assert len(np.unique(Cohort.open(frame, patient_id="fall").patient_ids)) == 60

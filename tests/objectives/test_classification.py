@@ -44,3 +44,10 @@ def test_continuous_targets_are_standardised_once() -> None:
     out = objective(labels=torch.tensor([12.0, 8.0]), x=torch.tensor([[1.0], [1.0]]))
     assert out["loss"].item() == pytest.approx((0.0 + 4.0) / 2)
     assert out["logits"].shape == (2,)
+
+
+def test_two_classes_are_smoothed_as_one_or_as_two() -> None:
+    logits, labels = torch.randn(7, 2), torch.randint(0, 2, (7,))
+    two = target_loss("multiclass", logits, labels, label_smoothing=0.2)
+    one = target_loss("binary", logits[:, 1] - logits[:, 0], labels.float(), label_smoothing=0.2)
+    torch.testing.assert_close(one, two)

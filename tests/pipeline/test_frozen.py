@@ -194,3 +194,15 @@ def test_states_computed_ahead_and_alone_train_a_side_network_to_the_same_bits(
     with Replay(backbone, block)(hidden):
         cached = learnt()
     assert all(torch.equal(a, b) for a, b in zip(live, cached, strict=True))
+
+
+def test_each_pool_has_features_of_its_own(tmp_path: Path) -> None:
+    texts = ["one day of cough", "two days of fever and pain"]
+    table = pd.DataFrame({"note": texts, "label": ["a", "b"]})
+    cohort = Cohort.open(table, inputs=["note"])
+    for pool in ("cls", "mean", "max"):
+        backbone = open_backbone("builtin:minilm", modality="text", pool=pool).eval()
+        found = FrozenCache(tmp_path).pooled(backbone, Inputs(cohort, backbone), [0, 1])
+        with torch.no_grad():
+            alone = [backbone(**backbone.tokenize([text])).pooled[0] for text in texts]
+        np.testing.assert_array_equal(found, np.stack(alone))

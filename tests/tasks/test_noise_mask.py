@@ -101,3 +101,27 @@ def test_what_cannot_be_heated_is_refused(bright_squares: Path, tmp_path: Path) 
         start(bright_squares, tmp_path, "noise.kernel=4")
     with pytest.raises(BackboneError, match="a noise mask lies on a picture"):
         launch.run("noise-mask", "sample:icd10", out=tmp_path, quick=True)
+
+
+def test_a_run_killed_behind_its_training_is_averaged_again(
+    bright_squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = start(bright_squares, tmp_path / "a")
+
+    def cut(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(noise_mask.NoiseMaskJob, "evaluate", cut)
+        start(bright_squares, tmp_path / "b")
+    left = next((tmp_path / "b").glob("noise-mask*"))
+    launch.run("noise-mask", resume=left)
+    first, again = (load_file(path / "adapter/tensors.safetensors") for path in (whole.path, left))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_an_average_of_last_epochs_does_not_go_with_patience(
+    bright_squares: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="average_last=0"):
+        start(bright_squares, tmp_path, "finetune.patience=1")

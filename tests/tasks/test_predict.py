@@ -122,6 +122,21 @@ def test_its_report_says_whose_prediction_it_is(clinic: Path, tmp_path: Path) ->
     assert "parameters trained" not in text and not (made.path / "README.md").exists()
 
 
+def test_rows_that_are_taken_for_patients_are_told_of(
+    clinic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained("linear", clinic, tmp_path, "binary")
+    new = tmp_path / "new.csv"
+    pd.read_csv(clinic).rename(columns={"pid": "fall"}).to_csv(new, index=False)
+    told = {}
+    for name in ("fall", None):
+        tell.cache_clear()
+        capsys.readouterr()
+        galenic.predict(run.path, new, out=tmp_path, columns={"patient_id": name})
+        told[name] = "several samples a patient" in capsys.readouterr().err
+    assert told == {"fall": False, None: True}
+
+
 def test_samples_without_labels_are_predicted_and_not_scored(clinic: Path, tmp_path: Path) -> None:
     run = trained("linear", clinic, tmp_path, "binary")
     table = pd.read_csv(clinic)
@@ -167,7 +182,7 @@ def test_what_cannot_be_predicted_is_named(clinic: Path, tmp_path: Path) -> None
     refused(DataError, "'maybe' is none of the classes", table.assign(died="maybe"))
     refused(DataError, "no rows", table.iloc[:0])
     refused(DataError, "no column 'dead'", table, label="dead")
-    refused(DataError, "'old' is no number", table.assign(age="old"))
+    refused(DataError, "cell is no number", table.assign(age="old"))
     with pytest.raises(DataError, match=r"no file 'nothing\.csv'"):
         galenic.predict(run.path, tmp_path / "nothing.csv", out=tmp_path)
     pretrained = galenic.predict(run.path, clinic, out=tmp_path)

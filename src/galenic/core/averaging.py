@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,26 +22,25 @@ class LastEpochs:
         module: What is trained.
         folder: Where the weights wait.
         last: How many epochs.
-        epochs: Of the whole training.
+        epoch: Steps of an epoch; epochs are counted from the end of the training.
     """
 
-    def __init__(self, module: nn.Module, folder: Path, last: int, epochs: float) -> None:
+    def __init__(self, module: nn.Module, folder: Path, last: int, epoch: int) -> None:
         self.module, self.folder = module, folder
-        self.last, self.epochs = last, epochs
+        self.last, self.epoch = last, epoch
 
     def after_step(self, done: int, total: int) -> None:
         """Keep the weights, if an epoch ends that counts."""
-        every = max(1, round(total / self.epochs))
         left = total - done
-        if left % every == 0 and left // every < self.last:
+        if left % self.epoch == 0 and left // self.epoch < self.last:
             self.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.folder / f"{left // every}.safetensors", save(trained(self.module)))
+            name = f"{left // self.epoch}.safetensors"
+            atomic_write(self.folder / name, save(trained(self.module)))
 
     def put(self) -> None:
-        """Put the average into the module, and remove what waited."""
+        """Put the average into the module; the files stay, for a run that is taken up here."""
         files = sorted(self.folder.glob("*.safetensors"))
         load_trained(self.module, average([load_file(file) for file in files]))
-        shutil.rmtree(self.folder)
 
 
 def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

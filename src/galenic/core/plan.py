@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,11 @@ from galenic.core.schedule import Schedule
 Array = np.ndarray[Any, np.dtype[Any]]
 # What may change between a run and its resume without changing a single weight.
 FREE = {"workers", "eval_batch_size", "checkpoint_steps", "keep_best"}
+
+
+def processes() -> int:
+    """How many train together, as their launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,8 @@ class Plan:
 
     def steps(self, world: int) -> int:
         """Optimiser steps in all."""
-        batches = -(-len(self.train) // (self.schedule.batch_size * world))  # type: ignore[arg-type]
-        updates = -(-batches // self.schedule.accumulate)
-        steps = math.ceil(self.schedule.epochs * updates)
+        epoch = self.schedule.epoch(len(self.train), world)  # type: ignore[arg-type]
+        steps = math.ceil(self.schedule.epochs * epoch)
         return min(steps, self.schedule.max_steps or steps)
 
     def meaning(self, world: int) -> dict[str, Any]:

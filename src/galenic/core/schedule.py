@@ -39,6 +39,11 @@ class Schedule(Config):
     workers: int = Field(0, ge=0, description="Processes that load samples.")
     checkpoint_steps: int | None = Field(None, ge=1, description="None: after each epoch.")
 
+    def epoch(self, samples: int, processes: int = 1) -> int:
+        """Optimiser steps of an epoch."""
+        batches = -(-samples // (self.batch_size * processes))
+        return -(-batches // self.accumulate)
+
 
 def _plain(value: Schedule) -> Schedule:
     if value.layer_decay != 1.0 or value.balance:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from galenic.core import checkpoint
 from galenic.core.engine import Engine
 from galenic.core.errors import ConfigError, DataError, RunError
-from galenic.core.plan import Array, Plan, Validation
+from galenic.core.plan import Array, Plan, Validation, processes
 from galenic.core.prediction import predict
 from galenic.core.progress import bar
 from galenic.core.schedule import Schedule
@@ -109,7 +109,7 @@ def fit(
     last = checkpoint.newest_whole(folder, record) if resume else None
     modes = [(part, part.training) for part in objective.modules()]
     own_forward = "forward" in vars(objective)
-    total = plan.steps(int(os.environ.get("WORLD_SIZE", "1")))
+    total = plan.steps(processes())
     with _quiet(), _recomputing(objective, schedule), bar("training", total) as update:
         engine = Engine(objective, plan, folder, record, update)
         try:

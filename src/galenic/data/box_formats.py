@@ -104,7 +104,7 @@ def _yolo_names(folder: Path) -> list[str] | None:
 
     lines, about = folder / "classes.txt", folder / "data.yaml"
     if lines.is_file():
-        return lines.read_text(encoding="utf-8").split()
+        return [line.strip() for line in lines.read_text(encoding="utf-8").rstrip().splitlines()]
     if not about.is_file():
         return None
     try:

@@ -88,9 +88,10 @@ def is_boxes(columns: Sequence[str], values: pd.Series) -> bool:
     known = values.dropna()
     if len(columns) > 1:
         return False
-    is_list = known.map(pd.api.types.is_list_like) if known.dtype == object else []
-    lists = known[is_list]
-    if len(lists):
+    lists = (
+        [cell for cell in known if pd.api.types.is_list_like(cell)] if known.dtype == object else []
+    )
+    if lists:
         # A list of names is a label of several classes.
         return not any(isinstance(entry, str) for cell in lists for entry in cell)
     cells = known.astype(str).str.strip()

@@ -12,7 +12,7 @@ import numpy as np
 from galenic.core.errors import DataError, GalenicError
 from galenic.data.box_cohort import boxes_of, sizes_of
 from galenic.data.cohort import Cohort
-from galenic.data.duplicates import near_pairs
+from galenic.data.duplicates import near_across
 from galenic.data.labels import missing, require_seen, unknown
 from galenic.data.manifest import present
 from galenic.data.masks import MOST_VALUES, survey
@@ -207,6 +207,7 @@ def _masks(cohort: Cohort) -> list[Finding]:
     kinds: tuple[tuple[Level, str, Sequence[int], str], ...] = (
         ("error", "mask-size", faults.size, "masks have another size than their pictures"),
         ("error", "mask-spacing", faults.spacing, "masks have another spacing than their pictures"),
+        ("error", "mask-place", faults.place, "masks lie elsewhere in space than their pictures"),
         ("warning", "mask-missing", faults.missing, "rows name no mask; they are left out"),
         ("warning", "mask-empty", faults.empty, "masks are background everywhere"),
     )
@@ -289,17 +290,10 @@ def _copies(cohort: Cohort, seen: Seen, part: Array) -> list[Finding]:
     if torn:
         text = f"{len(torn)} rows have the same content and different labels."
         found.append(Finding("warning", "label-conflict", text, _rows(sorted(torn))))
-    known = set(crossing) | set(repeated)
-    pairs = [
-        (seen.look[a][0], seen.look[b][0])
-        for a, b in near_pairs([bits for _, bits in seen.look])
-        if not {seen.look[a][0], seen.look[b][0]} <= known
-    ]
-    across = [p for p in pairs if part[p[0]] != part[p[1]] and -1 not in (part[p[0]], part[p[1]])]
-    if across:
-        rows = [row for pair in across for row in pair]
-        text = f"{len(across)} pairs of pictures on two sides of the split look nearly the same."
-        found.append(Finding("warning", "near-duplicate", text, _rows(rows)))
+    pairs, alike = near_across(seen.look, part, sorted(crossing | repeated))
+    if pairs:
+        text = f"{pairs} pairs of pictures on two sides of the split look nearly the same."
+        found.append(Finding("warning", "near-duplicate", text, _rows(alike)))
     return found
 
 

@@ -37,6 +37,7 @@ class Cohort:
         name: Of the manifest, without its folder.
         title: One line for people.
         license: Terms of the data, where known.
+        patient_column: What `patient_ids` are read from; None where each row is a patient.
         site_column: Hospital or device, where known.
         date_column: When the sample was taken, where known.
         split_column: Given parts, where known.
@@ -52,6 +53,7 @@ class Cohort:
     name: str
     title: str = ""
     license: str = ""
+    patient_column: str | None = None
     site_column: str | None = None
     date_column: str | None = None
     split_column: str | None = None
@@ -103,7 +105,9 @@ class Cohort:
                 split=split,
                 root=sample.root,
             )
-            return replace(cohort, name=source, title=sample.title, license=sample.license)
+            return replace(
+                cohort, name=source, title=sample.title, license=sample.license, notes=()
+            )
         if isinstance(source, pd.DataFrame):
             found, name, base = source, "table in memory", Path.cwd()
         else:
@@ -145,8 +149,14 @@ class Cohort:
         if split is None and roles["split"] and not _says_parts(table[roles["split"]]):
             roles["split"] = None
         taken = {*label_columns, *(column for column in roles.values() if column)}
-        found, features = _inputs(table, root, inputs, taken, label_columns, name)
-        codes, notes = _patients(table, roles["patient_id"])
+        found, features, notes = _inputs(table, root, inputs, taken, label_columns, name)
+        codes = _patients(table, roles["patient_id"])
+        if roles["patient_id"] is None:
+            notes = (
+                "No patient column: every row counts as a patient of its own. "
+                "--patient-id COLUMN names it.",
+                *notes,
+            )
         return cls(
             table=table,
             root=root,
@@ -154,6 +164,7 @@ class Cohort:
             label=spec,
             patient_ids=codes,
             name=name,
+            patient_column=roles["patient_id"],
             site_column=roles["site"],
             date_column=roles["date"],
             split_column=roles["split"],
@@ -294,6 +305,9 @@ class Cohort:
         """Hash of the manifest's columns that matter; the same rows give the same hash."""
         columns = [c for c in self.inputs if c in self.table] + list(self.feature_columns)
         columns += list(self.label.columns) if self.label else []
+        # What decides in which part a sample is.
+        parting = (self.site_column, self.date_column, self.split_column)
+        columns += [c for c in parting if c is not None and c not in columns]
         hashed = pd.util.hash_pandas_object(self.table[columns].astype(str), index=False)
         return fingerprint_bytes(
             hashed.to_numpy().tobytes(), self.patient_ids.tobytes(), repr(self.label).encode()
@@ -321,7 +335,7 @@ def _inputs(
     taken: set[str],
     labels: list[str],
     name: str,
-) -> tuple[dict[str, str], tuple[str, ...]]:
+) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
     for column in asked or ():
         manifest.require_column(column, table.columns)
     candidates = list(asked) if asked else [c for c in table.columns if c not in taken]
@@ -335,23 +349,28 @@ def _inputs(
     if asked:
         features = [c for c in candidates if c not in files]
         found = dict(files) | ({"table": "table"} if features else {})
-        return found, tuple(features)
+        return found, tuple(features), ()
     media = {c: k for c, k in files.items() if k != "text"}
     if media:
         # A column that only tells where a file came from names none that is here.
-        return {c: k for c, k in media.items() if manifest.present(table[c], root)} or media, ()
+        return {c: k for c, k in media.items() if manifest.present(table[c], root)} or media, (), ()
     features = [c for c, k in kinds.items() if k == "table"]
     if files and not (len(features) > 5 * len(files)):
-        return files, ()
-    if features:
-        return {"table": "table"}, tuple(features)
+        return files, (), ()
+    named = [c for c in features if manifest.names_rows(table[c])]
+    if len(features) > len(named):
+        notes = tuple(
+            f"Column '{c}' is left out: it names rows rather than describes them. "
+            "--inputs takes it in, --patient-id reads patients from it."
+            for c in named
+        )
+        return {"table": "table"}, tuple(c for c in features if c not in named), notes
     raise DataError("No input column was found.", where=name, next_step="--inputs COLUMN")
 
 
-def _patients(table: pd.DataFrame, column: str | None) -> tuple[Array, tuple[str, ...]]:
+def _patients(table: pd.DataFrame, column: str | None) -> Array:
     if column is None:
-        note = "No patient column: every row counts as a patient of its own."
-        return np.arange(len(table)), (note,)
+        return np.arange(len(table))
     values = table[column]
     if values.isna().any():
         row = int(np.flatnonzero(values.isna())[0])
@@ -362,4 +381,4 @@ def _patients(table: pd.DataFrame, column: str | None) -> tuple[Array, tuple[str
         )
     # 1 and '1' are one patient.
     found = tables.words(values) if values.dtype == object else values
-    return pd.factorize(found)[0].astype(np.int64), ()
+    return pd.factorize(found)[0].astype(np.int64)

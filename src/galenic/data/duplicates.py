@@ -49,24 +49,56 @@ def difference_hash(value: Image | Volume) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def near_pairs(hashes: Sequence[int], most_bits: int = NEAR_BITS) -> list[tuple[int, int]]:
-    """Pairs of places whose 64-bit hashes differ in at most `most_bits` (< 4) bits.
+def near_across(
+    look: Sequence[tuple[int, int]], part: Array, told: Sequence[int] = ()
+) -> tuple[int, Array]:
+    """Pairs of pictures that look nearly the same and lie in two parts: how many, and their rows.
+
+    They are counted by hash, not one by one: thousands of blank tiles share one.
+
+    Args:
+        look: Row and hash of each picture.
+        part: Of each row; -1 for none.
+        told: Rows that are known already; two of them make no pair.
+    """
+    rows = np.array([row for row, _ in look], dtype=int)
+    bits = np.array([bits for _, bits in look], dtype=np.uint64)
+    placed = part[rows] >= 0
+    rows, own = rows[placed], part[rows[placed]]
+    hashes, group = np.unique(bits[placed], return_inverse=True)
+    if not len(rows):
+        return 0, rows
+    old = np.isin(rows, list(told))
+    # How many there are of each hash in each part: all, and those that are not told.
+    counts = np.zeros((len(hashes), 2, int(own.max()) + 1), dtype=int)
+    np.add.at(counts[:, 0], (group, own), 1)
+    np.add.at(counts[:, 1], (group[~old], own[~old]), 1)
+    near = counts.copy()
+    one, other = near_pairs(hashes).T
+    for at, to in ((one, other), (other, one)):
+        np.add.at(near, at, counts[to])
+    elsewhere = near.sum(axis=-1, keepdims=True) - near
+    partners = elsewhere[group, old.astype(int), own]
+    return int(partners.sum()) // 2, rows[partners > 0]
+
+
+def near_pairs(hashes: Array, most_bits: int = NEAR_BITS) -> Array:
+    """Pairs [n, 2] of places whose 64-bit hashes differ in at most `most_bits` (< 4) bits.
 
     Two hashes that differ in fewer bits than there are bands agree in at least one band, so
-    only places that share a band are compared.
+    only places that share a band are compared: no two hashes should be equal.
     """
-    values = np.asarray(hashes, dtype=np.uint64)
     found: set[tuple[int, int]] = set()
     for band in range(BANDS):
-        part = (values >> np.uint64(16 * band)) & np.uint64(0xFFFF)
+        part = (hashes >> np.uint64(16 * band)) & np.uint64(0xFFFF)
         order = np.argsort(part, kind="stable")
         edges = np.flatnonzero(np.r_[True, np.diff(part[order]) != 0, True])
         for start, end in zip(edges[:-1], edges[1:], strict=True):
             places = order[start:end]
             for at, first in enumerate(places[:-1]):
                 rest = places[at + 1 :]
-                bits = np.bitwise_count(values[first] ^ values[rest])
+                bits = np.bitwise_count(hashes[first] ^ hashes[rest])
                 for second in rest[bits <= most_bits]:
                     a, b = sorted((int(first), int(second)))
                     found.add((a, b))
-    return sorted(found)
+    return np.array(sorted(found), dtype=int).reshape(-1, 2)

@@ -18,7 +18,8 @@ from galenic.data.readers import LONGEST_CELL, is_here, modality_in, modality_of
 
 ROLES = {
     "patient_id": ("patient_id", "patientid", "subject_id", "subject", "patient", "uniquepid",
-                   "speaker_id", "case_id", "person_id", "recordid", "encounter_id"),
+                   "speaker_id", "case_id", "person_id", "recordid", "encounter_id", "mrn",
+                   "pid", "medical_record_number", "patient_number", "patient_no", "nhs_number"),
     "label": ("label", "labels", "target", "class", "diagnosis", "diagnosis_label", "y", "boxes",
               "mask"),
     "site": ("site", "site_code", "hospital", "hospitalid", "centre", "center", "institution"),
@@ -31,6 +32,8 @@ PART_WORDS = {
 }  # fmt: skip
 # A text cell is prose from about this many words on; below it is a category.
 PROSE_WORDS = 3
+# More different words than this, or than half the rows, are names of something.
+MOST_WORDS = 50
 LOOKED_AT = 200
 LOOKED_INTO = 5
 # One-letter residues: a sequence is prose for a network of proteins.
@@ -111,8 +114,8 @@ def column_for(role: str, asked: str | None, columns: Iterable[str]) -> str | No
     if asked is not None:
         require_column(asked, columns)
         return asked
-    lower = {column.lower(): column for column in columns}
-    return next((lower[name] for name in ROLES[role] if name in lower), None)
+    usual = {re.sub(r"[\s-]+", "_", column.lower()): column for column in columns}
+    return next((usual[name] for name in ROLES[role] if name in usual), None)
 
 
 def require_column(name: str, columns: Iterable[str]) -> None:
@@ -158,6 +161,13 @@ def detect(values: pd.Series, root: Path) -> str | None:
         return "text"
     words = head.map(lambda cell: len(re.findall(r"\w+", cell))).median()
     return "text" if words >= PROSE_WORDS else "table"
+
+
+def names_rows(values: pd.Series) -> bool:
+    """Whether a column of words is more likely to name its rows than to describe them."""
+    if not _is_text(values):
+        return False
+    return tables.words(values).nunique() > min(MOST_WORDS, len(values) / 2)
 
 
 def present(values: pd.Series, root: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,14 @@ from galenic.core.errors import DataError
 from galenic.core.progress import track
 from galenic.data import augment
 from galenic.data.cohort import Cohort
+from galenic.data.crop import Box, cut
 from galenic.data.values import Header, Image, Volume
 
 Array = np.ndarray[Any, np.dtype[Any]]
-# Relative difference of two pixel spacings that are meant to be one.
+# Relative difference of two pixel spacings, or directions, that are meant to be one.
 SAME_SPACING = 1e-2
+# Distance in voxels of two places that are meant to be one.
+SAME_PLACE = 0.25
 # Decoded masks that are kept: the slices of a volume ask for the same one.
 RECENT = 32
 # More values than this are greys, unless they are named.
@@ -35,6 +38,7 @@ class MaskFaults:
         missing: Whose cell is blank.
         size: Whose mask has other sides than the picture.
         spacing: Whose mask has other distances between its pixels.
+        place: Whose mask has the voxels of the picture, and by its affine elsewhere in space.
         empty: Whose mask is background everywhere.
         broken: Row and reason of what could not be read.
     """
@@ -42,6 +46,7 @@ class MaskFaults:
     missing: tuple[int, ...]
     size: tuple[int, ...]
     spacing: tuple[int, ...]
+    place: tuple[int, ...]
     empty: tuple[int, ...]
     broken: tuple[tuple[int, str], ...]
 
@@ -73,7 +78,7 @@ def survey(cohort: Cohort, threshold: float | None = None) -> MaskSurvey:
     targets = cohort.targets()
     shapes: list[tuple[int, ...]] = [()] * len(cohort)
     held: list[frozenset[int]] = [frozenset()] * len(cohort)
-    size, spacing, empty, broken = [], [], [], []
+    size, spacing, place, empty, broken = [], [], [], [], []
     for row in track(np.flatnonzero(targets >= 0).tolist(), "reading every mask"):
         try:
             mask = values_of(cohort.read_mask(row), threshold)
@@ -91,8 +96,12 @@ def survey(cohort: Cohort, threshold: float | None = None) -> MaskSurvey:
                 size.append(row)
             elif not _same_spacing(own, picture):
                 spacing.append(row)
+            elif not _same_place(own, picture, mask.shape[::-1]):
+                place.append(row)
     missing = np.flatnonzero(targets < 0).tolist()
-    faults = MaskFaults(tuple(missing), tuple(size), tuple(spacing), tuple(empty), tuple(broken))
+    faults = MaskFaults(
+        tuple(missing), tuple(size), tuple(spacing), tuple(place), tuple(empty), tuple(broken)
+    )
     values = sorted(set().union(*held)) if held else []
     return MaskSurvey(tuple(values), tuple(shapes), tuple(held), faults)
 
@@ -117,6 +126,26 @@ def _same_spacing(one: Header, other: Header) -> bool:
     # Frames of one file may not say how far apart they are.
     few, many = sorted((sorted(one.spacing_mm), sorted(other.spacing_mm)), key=len)
     return any(np.allclose(few, part, rtol=SAME_SPACING) for part in combinations(many, len(few)))
+
+
+def _same_place(one: Header, other: Header, sides: tuple[int, ...]) -> bool:
+    """Whether voxels [W, H, D] of these sides lie at one place, to the rounding of the headers."""
+    if one.affine is None or other.affine is None:
+        return True
+    size, way = _axes(other.affine)
+    if np.abs(way - _axes(one.affine)[1]).max() > SAME_SPACING:
+        return False
+    corners = np.array([*product(*((0, side - 1) for side in sides))])
+    off = (one.affine - other.affine) @ np.c_[corners, np.ones(len(corners))].T
+    away = np.abs(way.T @ off[:3]) / size[:, None]
+    # Rounding of a spacing adds up from the corner at which the file begins.
+    return bool(away.max(axis=0).min() <= SAME_PLACE)
+
+
+def _axes(affine: Array) -> tuple[Array, Array]:
+    """Sizes of a voxel, and its axes as columns of length 1."""
+    size: Array = np.linalg.norm(affine[:3, :3], axis=0)
+    return size, affine[:3, :3] / size
 
 
 def values_of(value: Any, threshold: float | None = None) -> Array:
@@ -191,8 +220,15 @@ class Masks:
         return codes, (1.0,) * codes.ndim if spacing is None else tuple(spacing)
 
 
-def nearest(codes: Array, size: tuple[int, ...]) -> Array:
-    """Codes brought to `size`, each position taking the nearest one."""
+def nearest(codes: Array, size: tuple[int, ...], crop: Box | None = None) -> Array:
+    """Codes brought to `size`, each position taking the nearest one.
+
+    Args:
+        codes: In the size of the picture as stored.
+        size: The new sides.
+        crop: The part of the picture that is kept; None for all of it.
+    """
+    codes = codes if crop is None else cut(codes, crop)
     places = [
         ((np.arange(to) + 0.5) * have / to).astype(int)
         for have, to in zip(codes.shape, size, strict=True)
@@ -204,7 +240,7 @@ def moved(codes: Array, draw: augment.Draw, classes: int) -> Array:
     """Codes [H, W] or [D, H, W] moved as an augmentation moves their picture.
 
     Args:
-        codes: In the size of the network's input.
+        codes: In the size of the network's input, and cropped as drawn.
         draw: Of :func:`galenic.data.augment.draw`.
         classes: Codes there are, background included.
     """

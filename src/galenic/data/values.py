@@ -60,10 +60,12 @@ class Header:
     Attributes:
         shape: As the reader's array would have it, channels first where the header names them.
         spacing_mm: Distances along the last axes in mm, where known.
+        affine: As the reader's :class:`Volume` would have it, where known.
     """
 
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...] | None = None
+    affine: Array | None = None
 
 
 Value = Image | Volume | Signal | str

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from galenic.objectives.imbalance import ClassLoss
+
 TargetKind = Literal["binary", "multiclass", "multilabel", "ordinal", "continuous"]
 
 
@@ -79,14 +81,18 @@ class Classifier(nn.Module):
         return outputs
 
     def costs(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss [B] of each sample, without the penalty.
+        """Loss [B] of each sample, without the penalty; classes weigh as they do in the batch.
 
         Args:
             logits: As `forward` gives them.
             labels: As `forward` takes them.
         """
         each = torch.vmap(lambda logit, label: self._loss(logit[None], label[None]))
-        return each(logits, labels)
+        costs = each(logits, labels)
+        if isinstance(self.class_loss, ClassLoss):
+            # Alone in its mean, a sample loses its weight.
+            costs = costs * self.class_loss.shares(labels)
+        return costs
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.kind == "continuous":
@@ -115,7 +121,8 @@ def target_loss(
         kind: What the target is.
         logits: [B] for binary and continuous, else [B, C].
         labels: As in :meth:`Classifier.forward`, continuous ones standardised.
-        label_smoothing: For multiclass and ordinal.
+        label_smoothing: Share of a label that is divided among all its classes, both of them for
+            binary and multilabel.
         weights: Of the terms of a 0 and of a 1, for binary and multilabel; the mean is over all
             known labels, whatever they weigh.
     """
@@ -125,7 +132,8 @@ def target_loss(
     if kind in ("binary", "multilabel"):
         known = ~labels.isnan()
         labels = labels.nan_to_num().float()
-        loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        smooth = labels * (1 - label_smoothing) + label_smoothing / 2
+        loss = functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         zero, one = weights
         loss = loss * torch.where(labels == 1, one, zero) * known
         return loss.sum() / known.sum().clamp_min(1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt, field_validator
 
 from galenic.core.config import Config
 from galenic.core.inputs import EcgSpec
+from galenic.core.progress import tell
 from galenic.data.augment import AugmentConfig
 from galenic.data.cohort import Cohort
 from galenic.data.labels import LabelKind
@@ -60,10 +61,22 @@ class InputConfig(Config):
     size: int | list[int] | None = Field(
         None, description="Pixels (H = W) or [H, W], samples of a signal; None: the backbone's own."
     )
-    channels: int | None = Field(None, description="None: as many as the backbone was trained on.")
-    max_length: int | None = Field(None, description="Tokens of a text; None: the backbone's own.")
+    channels: PositiveInt | None = Field(
+        None, description="None: as many as the backbone was trained on."
+    )
+    max_length: PositiveInt | None = Field(
+        None, description="Tokens of a text; None: the backbone's own."
+    )
     augment: AugmentConfig | None = Field(None, description="None draws nothing.")
     ecg: EcgConfig | None = Field(None, description="Of tracings; None as the network has it.")
+
+    @field_validator("size")
+    @classmethod
+    def _something_to_see(cls, value: int | list[int] | None) -> int | list[int] | None:
+        sides = value if isinstance(value, list) else [1 if value is None else value]
+        if not sides or min(sides) < 1:
+            raise ValueError("every side is 1 or more")
+        return value
 
     @property
     def sides(self) -> int | tuple[int, ...] | None:
@@ -74,6 +87,8 @@ class InputConfig(Config):
 def open_cohort(data: str, columns: Columns, *, quick: bool = False) -> Cohort:
     """The cohort a task is told of; `quick` keeps about 96 rows of its commonest classes."""
     cohort = Cohort.open(data, **columns.model_dump())
+    for note in cohort.notes:
+        tell(note)
     if quick and len(cohort) > QUICK_ROWS:
         cohort = cohort.subset(_spread(cohort, QUICK_ROWS))
     return cohort

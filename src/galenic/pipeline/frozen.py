@@ -114,7 +114,7 @@ class FrozenCache:
         places = [place(backbone, block)] + ([POOLED] if side is not None else [])
         bank, _ = self._fill(backbone, inputs, rows, places, run, batch_size, keys)
         if side is not None and side.columns:
-            told = {"weights": backbone.fingerprint, "columns": side.columns}
+            told = {"network": _network(backbone), "columns": side.columns}
             atomic_json(bank.folder / STATES, told)
         return [bank[key] for key in keys]
 
@@ -123,7 +123,7 @@ class FrozenCache:
         for path in sorted(self.folder.glob(f"*/{STATES}")):
             told = json.loads(path.read_text(encoding="utf-8"))
             columns = told["columns"].get(str(block))
-            if told["weights"] != backbone.fingerprint or columns is None:
+            if told.get("network") != _network(backbone) or columns is None:
                 continue
             bank = ArrayBank(path.parent)
             if all(key in bank for key in keys):
@@ -219,8 +219,14 @@ class FrozenCache:
         return banks[0], keys
 
     def _bank(self, backbone: Backbone, name: str) -> ArrayBank:
-        key = hashlib.sha256(f"{backbone.fingerprint}/{name}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"{_network(backbone)}/{name}".encode()).hexdigest()[:24]
         return ArrayBank(self.folder / key)
+
+
+def _network(backbone: Backbone) -> str:
+    """What features depend on: the weights, the settings that leave them as they are, the pool."""
+    settings = backbone.spec.partition("?")[2]
+    return f"{backbone.fingerprint}/{settings}/{backbone.pool}"
 
 
 def unpadded(states: Tensor, mask: Tensor | None) -> Outputs:

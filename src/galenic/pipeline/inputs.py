@@ -135,12 +135,21 @@ class Inputs(Dataset[Example]):
         value = self.cohort.read(row)[self.column] if value is None else value
         return np.stack([self._drawn(value, row, n) for n in range(count)])
 
+    def draw(self, value: Value, row: int, *numbers: int) -> dict[str, Any] | None:
+        """How what one row holds is varied in this epoch; None where nothing is.
+
+        Args:
+            value: What the row holds.
+            row: Which one.
+            numbers: Of the draw, where there are several.
+        """
+        if not self.draws:
+            return None
+        rng = np.random.default_rng([self.seed, self.epoch, row, *numbers])
+        return self.way(row).draw(rng, value)
+
     def _drawn(self, value: Value, row: int, *numbers: int) -> Array:
-        params, way = None, self.way(row)
-        if self.draws:
-            rng = np.random.default_rng([self.seed, self.epoch, row, *numbers])
-            params = way.draw(rng, value)
-        return way.apply(value, params)
+        return self.way(row).apply(value, self.draw(value, row, *numbers))
 
     @property
     def lengths(self) -> Array | None:

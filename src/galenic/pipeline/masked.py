@@ -144,7 +144,8 @@ class MaskedRows(Dataset[Example]):
             draw = transform.draw(np.random.default_rng([self.seed, self.epoch, place]), value)
             example = {self.frames.key: transform.apply(value, draw)}
         if self.masks is not None:
-            codes = nearest(self._codes(place), self.frames.size)
+            crop = None if draw is None else draw["crop"]
+            codes = nearest(self._codes(place), self.frames.size, crop)
             example["labels"] = codes if draw is None else moved(codes, draw, self.classes)
         return example
 

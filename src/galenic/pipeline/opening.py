@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from galenic.core.errors import ConfigError
+from galenic.core.errors import ConfigError, DataError
 from galenic.core.progress import tell
 from galenic.core.run import Run
 from galenic.data.cohort import Cohort
@@ -82,6 +82,27 @@ def open_inputs(
             f"backbone reads: {cut.share:.1%} of all tokens are cut off at the end."
         )
     return opened, inputs
+
+
+def require_same(run: Run, cohort: Cohort) -> None:
+    """Check that a run which is taken up or opened again finds the samples that it began with.
+
+    Args:
+        run: Asked before anything of it is written anew.
+        cohort: As it is now.
+
+    Raises:
+        DataError: If the manifest has changed: its parts would be others, and test patients among
+            those that were trained on.
+    """
+    known = run.provenance.get("data") or {}
+    if known.get("fingerprint", cohort.fingerprint) != cohort.fingerprint:
+        raise DataError(
+            "The manifest has changed since this run began.",
+            where=cohort.name,
+            expected="the same rows in the same order, with the same inputs, labels and parts",
+            next_step="Put it back as it was, or begin a new run.",
+        )
 
 
 def describe(cohort: Cohort) -> dict[str, object]:

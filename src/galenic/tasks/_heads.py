@@ -99,6 +99,13 @@ def build(job: Job) -> nn.Module:
         return _own(job)
     width, outputs = job.backbone.width, job.label.outputs
     if config.kind == "knn":
+        if job.config.tuner["method"] != "none":
+            raise ConfigError(
+                "Neighbours vote by frozen features: nothing below them trains.",
+                where="tuner.method",
+                expected="none",
+                next_step="head.kind=linear to tune",
+            )
         near = NeighbourHead(width, outputs, config.neighbours, config.temperature)
         votes = votes_of(kind, job.training_targets[job.splits.train], outputs, *job.target_unit)
         near.remember(torch.from_numpy(job.pooled("train")), torch.from_numpy(votes))

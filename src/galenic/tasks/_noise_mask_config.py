@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from galenic.core.config import Config as BaseConfig
 from galenic.core.schedule import Schedule
@@ -47,3 +47,12 @@ class Config(_classify_config.Config):
     average_last: int = Field(
         3, ge=0, description="Epochs of `finetune` averaged at its end; 0: what the schedule keeps."
     )
+
+    @model_validator(mode="after")
+    def _ends_on_the_average(self) -> Config:
+        if self.finetune is not None and self.finetune.patience and self.average_last:
+            raise ValueError(
+                "finetune.patience may stop before the last epochs, which average_last averages: "
+                "set average_last=0 with it"
+            )
+        return self

@@ -87,9 +87,21 @@ def cohort_of(
     cohort = Cohort.open(source, **given)
     if asked.patient_id is None and columns.patient_id in cohort.table:
         cohort = Cohort.open(source, **given | {"patient_id": columns.patient_id})
+    _tell_of_patients(cohort, trained)
     return replace(
         cohort, label=_label_in(list(cohort.table.columns), asked, columns, kind, classes)
     )
+
+
+def _tell_of_patients(cohort: Cohort, trained: Run) -> None:
+    """Say where rows are taken for patients, and the run knew the difference."""
+    data = trained.provenance["data"]
+    if cohort.patient_column is None and data.get("patients", 0) < data.get("n", 0):
+        tell(
+            "The new manifest has no patient column, and the run had several samples a patient: "
+            "each row counts as a patient of its own, and intervals are too narrow if it is not. "
+            "--patient-id COLUMN names it."
+        )
 
 
 def _label_in(

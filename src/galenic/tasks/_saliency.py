@@ -92,6 +92,9 @@ def activated(objective: Classifier, backbone: Backbone, batch: dict[str, Tensor
             said = logits.gather(1, logits.argmax(dim=1, keepdim=True))
         else:
             said = logits if objective.kind == "continuous" else logits.abs()
+        # Trees and votes have no gradient.
+        if not said.requires_grad:
+            return None
         [gradient] = torch.autograd.grad(said.sum(), states[0])
     return grad_cam(states[0].detach(), gradient)
 

@@ -76,5 +76,7 @@ class Config(BaseConfig):
             raise ValueError("tuner needs the key 'method'")
         augment = self.input.augment
         if augment is not None and augment.randaugment is not None:
-            raise ValueError("masks do not follow input.augment.randaugment; warp, turns, flip do")
+            raise ValueError(
+                "masks do not follow input.augment.randaugment; crop, warp, turns, flip do"
+            )
         return self

@@ -33,7 +33,7 @@ from galenic.pipeline.frozen import FrozenCache
 from galenic.pipeline.inputs import Collate
 from galenic.pipeline.maps import MapEncoder
 from galenic.pipeline.masked import Frames, MaskedRows
-from galenic.pipeline.opening import open_inputs
+from galenic.pipeline.opening import open_inputs, require_same
 from galenic.tasks._job import carry_out, fit_stages, layer_depths, reopened
 from galenic.tasks._segment_config import Config, DecoderConfig
 from galenic.tasks._segment_results import write_results
@@ -108,6 +108,7 @@ class Job:
         self.fit_seconds = self.feature_seconds = 0.0
         self.steps = 0
         self.cohort = open_cohort(config.data, config.columns, quick=config.quick)
+        require_same(run, self.cohort)
         self.splits = make_splits(self.cohort, config.split, config.seed)
         self.label = require_kind(self.cohort.label, "mask", self.cohort.table, self.cohort.name)
         self.survey = survey(self.cohort, config.threshold)
@@ -261,6 +262,7 @@ def _refuse(faults: MaskFaults, name: str) -> None:
     for rows, found, expected in (
         (faults.size, "have another size than their pictures", "a mask of the picture's size"),
         (faults.spacing, "have another spacing than their pictures", "the picture's spacing"),
+        (faults.place, "lie elsewhere in space than their pictures", "the picture's affine"),
         (
             [row for row, _ in faults.broken],
             f"cannot be read: {faults.broken[0][1] if faults.broken else ''}",

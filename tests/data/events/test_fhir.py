@@ -178,6 +178,23 @@ def test_components_are_rows_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"code": {"text": "mean"}, "valueQuantity": {"value": 93}}, rejection.NO_CODE),
+        ({"code": concept("8478-0"), "valueQuantity": {"value": "93"}}, rejection.BAD_VALUE),
+    ],
+)
+def test_a_component_that_holds_no_event_takes_no_other_along(
+    broken: Json, reason: str, tmp_path: Path
+) -> None:
+    good = {"code": concept("8480-6"), "valueQuantity": {"value": 120, "unit": "mmHg"}}
+    node = observation(component=[broken, good, broken])
+    rows = events_of(tmp_path, node).filter(pl.col("source") == "lab")
+    assert set(rows["code"]) == {"LOINC//2345-7", "LOINC//8480-6"}
+    assert reasons_of(tmp_path, node) == {reason: 2}
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [
         ({"valueCodeableConcept": {"text": "Never smoker"}}, (None, "Never smoker")),

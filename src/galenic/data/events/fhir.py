@@ -116,11 +116,12 @@ class _Reader:
             self._reject(rejection.NOT_READ, kind=kind)
         else:
             try:
-                found = self._resources.rows(kind, node)
+                found, faults = self._resources.rows(kind, node)
             except NoEventError as fault:
-                self._reject(str(fault), source=name, kind=kind, place=place)
-            else:
-                self.rows += [(*row, name, place) for row in found]
+                found, faults = [], [str(fault)]
+            for reason in faults:
+                self._reject(reason, source=name, kind=kind, place=place)
+            self.rows += [(*row, name, place) for row in found]
 
     def _take_bundle(self, bundle: dict[str, Any], name: str, place: int) -> None:
         entries = bundle.get("entry") or []

@@ -79,7 +79,7 @@ class Resources:
         self._codes: dict[tuple[object, object, object], str] = {}
         # Logical ids by the `fullUrl` that a bundle gives them, where the two differ.
         self.aliases: dict[str, str] = {}
-        self.readers: dict[str, Callable[[Json], Iterator[Row]]] = {
+        self.readers: dict[str, Callable[[Json], Iterator[Row | NoEventError]]] = {
             "Patient": self._patient,
             "Encounter": self._encounter,
             "Condition": self._condition,
@@ -89,8 +89,10 @@ class Resources:
             "Medication": self._medication,
         }
 
-    def rows(self, kind: str, resource: Json) -> list[tuple[Any, ...]]:
+    def rows(self, kind: str, resource: Json) -> tuple[list[tuple[Any, ...]], list[str]]:
         """The events of a resource of `kind`, each with the :data:`FIELDS`.
+
+        Beside them: why parts of the resource hold none.
 
         Raises:
             NoEventError: If it holds none; the text is the reason.
@@ -101,10 +103,16 @@ class Resources:
                 raise NoEventError(rejection.NOT_DONE if known else rejection.MALFORMED)
             updated = _text((resource.get("meta") or {}).get("lastUpdated"))
             origin = (kind, _text(resource.get("id")), updated)
-            return [row + origin for row in self.readers[kind](resource)]
+            events, faults = [], []
+            for found in self.readers[kind](resource):
+                if isinstance(found, Row):
+                    events.append(found + origin)
+                else:
+                    faults.append(str(found))
         except (AttributeError, TypeError, KeyError, IndexError, ValueError):
             # A list where an object should be, a number for a text, and so on.
             raise NoEventError(rejection.MALFORMED) from None
+        return events, faults
 
     def _patient(self, node: Json) -> Iterator[Row]:
         patient = _text(node.get("id"))
@@ -187,7 +195,7 @@ class Resources:
             self._medications[key] = min(code, self._medications.get(key, code))
         yield from ()
 
-    def _observation(self, node: Json) -> Iterator[Row]:
+    def _observation(self, node: Json) -> Iterator[Row | NoEventError]:
         patient, encounter = self._subject(node), self._encounter_of(node)
         time = (
             node.get("effectiveDateTime")
@@ -197,14 +205,16 @@ class Resources:
         )
         time, source = _when(time), _source(node)
         components = node.get("component") or ()
-        value, text, unit = self._value(node)
-        if not components or value is not None or text is not None:
-            code = self._coded(node.get("code"))
-            yield Row(patient, time, code, source, value, text, unit, encounter)
-        for part in components:
-            value, text, unit = self._value(part)
-            code = self._coded(part.get("code"))
-            yield Row(patient, time, code, source, value, text, unit, encounter)
+        for part in (node, *components):
+            try:
+                value, text, unit = self._value(part)
+                if part is node and components and value is None and text is None:
+                    continue
+                code = self._coded(part.get("code"))
+            except NoEventError as fault:
+                yield fault
+            else:
+                yield Row(patient, time, code, source, value, text, unit, encounter)
 
     def _value(self, node: Json) -> tuple[float | None, str | None, str | None]:
         """`value[x]` as a number, words and a unit."""

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from galenic.core.errors import DataError
-from galenic.data.readers import dicom
+from galenic.data.readers import _frames, dicom
 from galenic.data.readers._guard import guarded, require_size
-from galenic.data.readers.nifti import nibabel_or_error, oriented
-from galenic.data.values import Header, Image, Volume
+from galenic.data.readers.nifti import canonical, nibabel_or_error, oriented
+from galenic.data.values import Header, Volume
 
 MODALITY = "volume"
 SUFFIXES: tuple[str, ...] = ()
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # Distances between neighbours may differ by this share of the median before a slice is missing.
 UNEVEN = 0.2
 TAGS = ["SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns"]
-SPACING_TAGS = ["PixelSpacing", "ImagerPixelSpacing"]
+MORE_TAGS = ["PixelSpacing", "ImagerPixelSpacing", "PhotometricInterpretation"]
 
 
 def takes(path: Path) -> bool:
@@ -36,34 +36,29 @@ def read(path: Path, window: str | tuple[float, float] | None = None) -> Volume:
     """Voxels [1, D, H, W] in RAS orientation, in the unit of the modality.
 
     Slices are ordered by their position along the normal of the slice plane, whatever their
-    files are called.
+    files are called. Rescale slope and intercept of each are applied; of windows the one named
+    alone, since those of the files may differ from slice to slice. MONOCHROME1 is turned over the
+    whole stack, so that one tissue keeps one value.
 
     Args:
         path: The folder.
-        window: As for :func:`galenic.data.readers.dicom.read`.
+        window: A name of :data:`galenic.data.readers.dicom.WINDOWS`, or centre and width.
 
     Raises:
         DataError: If a slice is broken, the folder holds several series, slices differ in size,
-            pixel spacing or direction, or one is missing between its neighbours.
+            pixel spacing, direction or kind of grey, or one is missing between its neighbours.
     """
     with guarded(path, "DICOM series"):
         files = parts(path)
         headers, places = _headers(files)
-        across, down = _directions(headers[0])
-        normal = np.cross(across, down)
         order = np.argsort(places, kind="stable")
-        step = _step(places[order])
         require_size((len(files), int(headers[0].Rows), int(headers[0].Columns)), "DICOM series")
-        slices = [_slice(files[place], window) for place in order]
-        row_mm, column_mm = slices[0].spacing_mm or (1.0, 1.0)
-        # DICOM's axes point left and back, NIfTI's right and forward.
-        affine = np.eye(4)
-        affine[:3, 0], affine[:3, 1] = across * column_mm, down * row_mm
-        affine[:3, 2] = normal * step
-        affine[:3, 3] = headers[order[0]].ImagePositionPatient
-        affine[:2] *= -1
-        stack = np.stack([value.pixels[0] for value in slices], axis=-1).transpose(1, 0, 2)
-        return oriented(nibabel_or_error().Nifti1Image(stack.astype(np.float32), affine))
+        affine = _affine(headers[order[0]], _step(places[order]))
+        stack = np.stack([dicom.read_slice(files[place]) for place in order], axis=-1)
+        if window is not None:
+            stack = dicom.windowed(stack, window)
+        stack = dicom.turned(headers[0], stack).transpose(1, 0, 2)
+        return oriented(nibabel_or_error().Nifti1Image(stack, affine))
 
 
 def header(path: Path) -> Header:
@@ -74,10 +69,27 @@ def header(path: Path) -> Header:
     """
     with guarded(path, "DICOM series"):
         files = parts(path)
-        step = _step(np.sort(_headers(files)[1]))
-        one = dicom.header(files[0])
-        spacing = None if one.spacing_mm is None else (step, *one.spacing_mm)
-        return Header((len(files), *one.shape[1:]), spacing)
+        headers, places = _headers(files)
+        first, step = headers[np.argmin(places)], _step(np.sort(places))
+        rows, columns = int(first.Rows), int(first.Columns)
+        spacing = _frames.pixel_spacing(first)
+        if spacing is None:
+            return Header((len(files), rows, columns))
+        affine = canonical(_affine(first, step), (columns, rows, len(files)))
+        return Header((len(files), rows, columns), (step, *spacing), affine)
+
+
+def _affine(first: Any, step: float) -> Array:
+    """Of voxels [X, Y, Z] of a stack, by its first slice and the distance of the others."""
+    across, down = _directions(first)
+    row_mm, column_mm = _frames.pixel_spacing(first) or (1.0, 1.0)
+    # DICOM's axes point left and back, NIfTI's right and forward.
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = across * column_mm, down * row_mm
+    affine[:3, 2] = np.cross(across, down) * step
+    affine[:3, 3] = first.ImagePositionPatient
+    affine[:2] *= -1
+    return affine
 
 
 def _is_slice(path: Path) -> bool:
@@ -94,7 +106,7 @@ def _headers(files: list[Path]) -> tuple[list[Any], Array]:
 
 def _header(path: Path) -> Any:
     header = dicom.pydicom_or_error().dcmread(
-        path, stop_before_pixels=True, specific_tags=[*TAGS, *SPACING_TAGS]
+        path, stop_before_pixels=True, specific_tags=[*TAGS, *MORE_TAGS]
     )
     for tag in TAGS[1:]:
         if header.get(tag) is None:
@@ -112,6 +124,7 @@ def _require_one_series(headers: list[Any]) -> None:
         "directions": [
             str(np.round(np.array(header.ImageOrientationPatient, float), 3)) for header in headers
         ],
+        "kinds of grey": [str(header.get("PhotometricInterpretation")) for header in headers],
     }
     for what, values in traits.items():
         found = len(set(values))
@@ -124,8 +137,8 @@ def _require_one_series(headers: list[Any]) -> None:
 
 
 def _spacing_of(header: Any) -> str:
-    values = next((header.get(tag) for tag in SPACING_TAGS if header.get(tag)), None)
-    return "" if values is None else str(np.round(np.array(values, float), 3))
+    values = _frames.pixel_spacing(header)
+    return "" if values is None else str(np.round(values, 3))
 
 
 def _directions(header: Any) -> tuple[Array, Array]:
@@ -149,10 +162,3 @@ def _step(places: Array) -> float:
             expected=f"{usual:.2f} mm throughout",
         )
     return usual
-
-
-def _slice(path: Path, window: str | tuple[float, float] | None) -> Image:
-    value = dicom.read(path, window)
-    if not isinstance(value, Image) or len(value.pixels) != 1:
-        raise DataError(f"'{path.name}' is no single grey slice.", expected="one frame a file")
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from galenic.data.values import Header, Signal
 
 MODALITY = "ecg"
 SUFFIXES = (".hea", ".dat")
+# Name of a segment, or of a file of samples, that is a gap.
+NOTHING = "~"
 
 
 def takes(path: Path) -> bool:
@@ -23,14 +26,19 @@ def takes(path: Path) -> bool:
 
 
 def parts(path: Path) -> list[Path]:
-    """The header, and the files of samples that it names."""
+    """The header and the files of samples that it names, in turn of each of its segments."""
     header = _record(path, ".hea")
     with guarded(path, "WFDB record"):
         if not header.is_file():
             raise DataError(f"The header '{header.name}' is missing.")
-        lines = header.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
-        named = {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
-        found = (header.parent / name for name in sorted(named))
+        text = header.read_text(encoding="utf-8", errors="replace")
+        lines = [line.split() for line in text.splitlines() if not line.lstrip().startswith("#")]
+        (record, *_), *rest = (words for words in lines if words)
+        named = sorted({words[0] for words in rest} - {NOTHING})
+        found = [header.parent / name for name in named]
+        if "/" in record:
+            segments = (parts(segment.with_name(f"{segment.name}.hea")) for segment in found)
+            return [header, *chain.from_iterable(segments)]
         return [header, *(file for file in found if file.is_file())]
 
 
