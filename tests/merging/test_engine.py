@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from galenic.core.errors import ConfigError, RunError, WeightsError
 from galenic.core.files import verify_folder
-from galenic.merging import Checkpoint, merge, merge_states
+from galenic.merging import Checkpoint, Recipe, merge, merge_states
+from galenic.merging.recipe import Model
 
 State = dict[str, Tensor]
 
@@ -180,6 +181,16 @@ def test_other_types_are_converted_and_listed_or_refused(folder: Path) -> None:
         merge(recipe(folder, dtypes="error"), folder / "out2")
 
 
+@pytest.mark.parametrize("exclude", [[], ["norm.*"]])
+def test_a_number_that_float16_cannot_hold_is_an_error_wherever_it_comes_from(
+    folder: Path, exclude: list[str]
+) -> None:
+    for name in ("base", "x", "y"):
+        change(folder, name, norm__weight=torch.full((6,), 1e5))
+    with pytest.raises(WeightsError, match=r"'norm\.weight' is beyond what float16 holds"):
+        merge(recipe(folder, dtype="float16", exclude=exclude), folder / "out")
+
+
 def test_the_type_of_the_output_is_the_user_s(folder: Path) -> None:
     merge(recipe(folder), folder / "wide")
     merge(recipe(folder, dtype="bfloat16"), folder / "out")
@@ -232,6 +243,22 @@ def test_a_tied_tensor_with_another_name_is_found(folder: Path) -> None:
     assert all(torch.equal(value, plain[n]) for n, value in out(folder).items())
 
 
+@pytest.mark.parametrize("how", ["alias", "said"])
+def test_a_head_of_its_own_beside_a_tied_one_is_not_lost(folder: Path, how: str) -> None:
+    tied = {"lm_head.weight": "embed.weight"}
+    if how == "alias":
+        save_file(base_state(), folder / "base" / "model.safetensors", metadata=tied)
+    told = {"tied": tied} if how == "said" else {}
+    embed = load_file(folder / "x" / "model.safetensors")["embed.weight"]
+    change(folder, "x", lm_head__weight=embed.clone())
+    assert merge(recipe(folder, **told), folder / "out")["notes"] == []
+    change(folder, "x", lm_head__weight=embed + 1)
+    with pytest.raises(WeightsError, match=r"'lm_head\.weight' of x is not 'embed\.weight'"):
+        merge(recipe(folder, **told), folder / "out")
+    document = merge(recipe(folder, missing="base", **told), folder / "out")
+    assert "'lm_head.weight' of x is not 'embed.weight'" in document["notes"][0]
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -274,6 +301,14 @@ def test_another_vocabulary_is_refused_or_the_base_s_taken(folder: Path) -> None
     assert document["notes"] == ["the tokenizer of y differs; the base's is taken"]
 
 
+def test_pairs_of_a_tokenizer_are_the_same_in_both_spellings(folder: Path) -> None:
+    for name, merges in (("base", ["h e", "l l"]), ("x", [["h", "e"], ["l", "l"]]), ("y", ["h e"])):
+        found = {"model": {"vocab": {"h": 0, "e": 1}, "merges": merges}}
+        (folder / name / "tokenizer.json").write_text(json.dumps(found))
+    document = merge(recipe(folder, tokenizers="base"), folder / "out")
+    assert document["notes"] == ["the tokenizer of y differs; the base's is taken"]
+
+
 def test_adapters_merge_into_an_adapter_unless_their_scales_differ(tmp_path: Path) -> None:
     base = {"q.lora_A.weight": torch.randn(2, 6), "q.lora_B.weight": torch.randn(6, 2)}
     for i, name in enumerate(("base", "x", "y")):
@@ -288,6 +323,25 @@ def test_adapters_merge_into_an_adapter_unless_their_scales_differ(tmp_path: Pat
     config["lora_alpha"] = 8
     (tmp_path / "y" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="adapter of y has lora_alpha 8, the base's 4"):
+        merge(recipe(tmp_path, "linear"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("peft_type", ["LORA", "OF_ANOTHER_TIME"])
+def test_what_an_older_adapter_does_not_say_is_peft_s_default(
+    tmp_path: Path, peft_type: str
+) -> None:
+    state = {"q.lora_A.weight": torch.ones(2, 6), "q.lora_B.weight": torch.ones(6, 2)}
+    later = {"use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    for name, more in (("base", {}), ("x", later), ("y", {**later, "fan_in_fan_out": False})):
+        (tmp_path / name).mkdir()
+        save_file(state, tmp_path / name / "adapter_model.safetensors")
+        config = {"peft_type": peft_type, "r": 2, "lora_alpha": 4, **more}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+    if peft_type == "LORA":
+        merge(recipe(tmp_path, "linear"), tmp_path / "out")
+        config["use_rslora"] = True
+        (tmp_path / "y" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="use_rslora"):
         merge(recipe(tmp_path, "linear"), tmp_path / "out")
 
 
@@ -335,6 +389,46 @@ def test_a_model_is_never_written_over(folder: Path) -> None:
         with pytest.raises(ConfigError, match="is, or holds, a model"):
             merge(recipe(folder), target)
     assert torch.equal(load_file(folder / "x" / "model.safetensors")["steps"], torch.tensor(3))
+
+
+def test_what_was_not_written_here_is_never_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = folder / "work"
+    place.mkdir()
+    for name in (folder / "r.yaml", place / "r.yaml"):
+        name.write_text(yaml.safe_dump(recipe(folder)))
+    with pytest.raises(ConfigError, match="or the recipe"):
+        merge(place / "r.yaml", place)
+    with pytest.raises(ConfigError, match="holds what no merge or port has written"):
+        merge(folder / "r.yaml", place)
+    with pytest.raises(ConfigError, match="holds what no merge or port has written"):
+        merge(folder / "r.yaml", folder / "base" / "config.json")
+    assert [path.name for path in place.iterdir()] == ["r.yaml"]
+    (folder / "empty").mkdir()
+    monkeypatch.chdir(folder / "empty")
+    merge(folder / "r.yaml", ".")
+    merge(folder / "r.yaml", folder / "empty")
+    assert (folder / "empty" / "merge_report.json").is_file()
+
+
+def test_a_recipe_in_python_is_checked_as_a_file_is(folder: Path) -> None:
+    models = [Model(model=str(folder / name)) for name in "xy"]
+    with pytest.raises(ConfigError, match="needs a base"):
+        merge(Recipe(method="task_arithmetic", models=models), folder / "out")
+    with pytest.raises(ConfigError, match="got 2 models"):
+        merge(Recipe(method="wise", base_model="base", models=models), folder / "out")
+    with pytest.raises(WeightsError, match=r"'embed\.weight' of x is not in the base"):
+        merge_states("task_arithmetic", {}, {"x": base_state()})
+
+
+def test_the_mean_of_running_statistics_is_noted(folder: Path) -> None:
+    for name, var in (("base", 1.0), ("x", 0.4), ("y", 0.2)):
+        change(folder, name, bn__running_var=torch.full((3,), var))
+    document = merge(recipe(folder, parameters={"alpha": 1}), folder / "out")
+    torch.testing.assert_close(out(folder)["bn.running_var"], torch.full((3,), 0.3))
+    assert "1 running means and variances, such as 'bn.running_var'" in document["notes"][0]
+    assert merge(recipe(folder, "linear"), folder / "out")["notes"] == []
 
 
 def test_a_full_disk_in_the_middle_leaves_what_was_there(folder: Path) -> None:

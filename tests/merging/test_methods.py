@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from galenic.core.errors import ConfigError
@@ -61,7 +63,6 @@ def test_breadcrumbs(shape: tuple[int, ...], small: bool, monkeypatch) -> None:
 @pytest.mark.parametrize("gamma", [0.0, 0.006, 0.1])
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 10, 100, 166, 167, 1000])
 def test_breadcrumbs_keeps_exactly_its_ranks_of_small_tensors_too(size: int, gamma: float) -> None:
-    # With int(gamma n) = 0 a slice [n_bot:-0] is empty, and mergekit drops the whole tensor.
     base, models = pair(size, models=1)
     made = merge_states("breadcrumbs", base, models, {"density": 0.5, "gamma": gamma, "alpha": 1})
     moved = (made["layers.0.w"] != base["layers.0.w"]).numpy()
@@ -176,6 +177,65 @@ def test_a_soup_of_equal_weights_is_the_mean() -> None:
         merge_states("linear", None, models, each={"m0": {"weight": -2.0}})
 
 
+METHODS = ["task_arithmetic", "breadcrumbs", "ties", "dare"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "task_arithmetic": {},
+    "breadcrumbs": {"density": 0.5, "gamma": 0.1, "consensus": "sum", "rescale": "l1"},
+    "ties": {"density": 0.5},
+    "dare": {"density": 0.2},
+}
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    method=st.sampled_from(METHODS),
+    alpha=st.floats(0, 1),
+    weights=st.lists(st.floats(0, 3), min_size=3, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_no_variance_of_a_batch_norm_leaves_the_range_of_its_parents(
+    method: str, alpha: float, weights: list[float], seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    variances = torch.rand(4, 50, generator=draw) + 0.01
+    base, *tuned = ({"n.running_var": v, "n.weight": v} for v in variances)
+    models = {f"m{i}": state for i, state in enumerate(tuned)}
+    each = {name: {"weight": w} for name, w in zip(models, weights, strict=True)}
+    made = merge_states(method, base, models, {**SETTINGS[method], "alpha": alpha}, each)
+    found = made["n.running_var"]
+    assert (found >= variances.amin(0) - 1e-6).all()
+    assert (found <= variances.amax(0) + 1e-6).all()
+    if sum(weights) > 1:
+        mean = sum(w * t["n.running_var"] for w, t in zip(weights, tuned, strict=True)) / sum(
+            weights
+        )
+        torch.testing.assert_close(found, base["n.running_var"].lerp(mean, alpha))
+
+
+def test_statistics_of_a_batch_norm_are_not_ranked_by_ties() -> None:
+    base = {"w": torch.zeros(10), "n.running_mean": torch.zeros(10)}
+    tuned = {"w": torch.arange(1.0, 11), "n.running_mean": torch.full((10,), 1e3)}
+    made = merge_states("ties", base, {"m": tuned}, {"density": 0.3})
+    assert (made["w"] != 0).sum() == 3
+    assert torch.equal(made["n.running_mean"], tuned["n.running_mean"])
+    lone = {"running_var": torch.ones(3)}
+    assert merge_states("ties", lone, {"m": lone})["running_var"].tolist() == [1, 1, 1]
+
+
+def test_a_model_that_is_forgotten_is_left_by_its_statistics_too() -> None:
+    base, tuned = {"running_mean": torch.zeros(2)}, {"running_mean": torch.ones(2)}
+    made = merge_states("task_arithmetic", base, {"m": tuned}, {"alpha": 1}, {"m": {"weight": -2}})
+    assert made["running_mean"].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tensor_without_entries_is_merged_by_rows_too(method: str) -> None:
+    base = {"w": torch.zeros(3, 0), "v": torch.zeros(2, 2)}
+    rows = {"granularity": "row"} if method in ("breadcrumbs", "ties") else {}
+    made = merge_states(method, base, {"m": {**base, "v": torch.ones(2, 2)}}, rows)
+    assert made["w"].shape == (3, 0)
+
+
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
 def test_a_model_of_weight_zero_is_not_read(method: str) -> None:
     base, models = pair(5, 6)
@@ -201,13 +261,11 @@ def kit_sparsify(delta: np.ndarray, kind: str, density: float, gamma: float) -> 
     order = np.argsort(np.abs(delta.reshape(-1)), kind="stable")
     mask = np.zeros(n)
     if kind == "magnitude":
-        mask[order[::-1][: int(density * n)]] = 1
+        mask[order[::-1][: max(1, int(density * n))]] = 1
     else:
-        top = int(gamma * n)
-        low = n - int(density * n) - top
-        if low < 0:
-            top, low = top + low, 0
-        mask[order[low:-top]] = 1
+        kept = int(density * n)
+        low = max(0, n - kept - int(gamma * n))
+        mask[order[low : low + kept]] = 1
     return delta * mask.reshape(delta.shape)
 
 
@@ -240,6 +298,7 @@ def run_kit(values: dict[str, Any], base: State, models: dict[str, State]) -> St
         models,
         recipe.parameters,
         {m.model: m.parameters for m in recipe.models},
+        outside=recipe.outside,
     )
 
 
@@ -275,15 +334,41 @@ def test_recipes_of_mergekit_give_what_mergekit_computes(method: str, normalize:
     check(made, kit(method, base, models, each, normalize, 0.9))
 
 
-def test_mergekit_drops_a_small_tensor_and_this_does_not() -> None:
-    base, models = pair(5, 6, models=1)
-    own = {"weight": 1.0, "density": 0.5, "gamma": 0.01}
-    values = {"merge_method": "breadcrumbs", "models": [{"model": "m0", "parameters": own}]}
-    made = run_kit(values, base, models)
-    faulty = kit("breadcrumbs", base, models, [own])
-    assert (faulty == base["layers.0.w"].double().numpy()).all()
-    (delta,) = deltas(base, models)
-    check(made, base["layers.0.w"].numpy() + trimmed(delta, 0.5))
+@pytest.mark.parametrize("density", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("shape", [(5, 6), (40, 50)])
+def test_small_tensors_too_are_what_mergekit_computes(
+    shape: tuple[int, ...], density: float
+) -> None:
+    base, models = pair(*shape, models=2)
+    own = {"weight": 1.0, "density": density}
+    values = {
+        "merge_method": "breadcrumbs",
+        "models": [{"model": name, "parameters": own} for name in models],
+        "parameters": {"gamma": 0.05},
+    }
+    check(
+        run_kit(values, base, models), kit("breadcrumbs", base, models, [own | {"gamma": 0.05}] * 2)
+    )
+
+
+def test_ties_keeps_nothing_of_a_tensor_where_mergekit_keeps_one_entry() -> None:
+    base, models = pair(2, 2, models=1)
+    own = {"weight": 1.0, "density": 0.2}
+    values = {"merge_method": "ties", "models": [{"model": "m0", "parameters": own}]}
+    made, theirs = run_kit(values, base, models), kit("ties", base, models, [own], normalize=True)
+    assert torch.equal(made["layers.0.w"], base["layers.0.w"])
+    assert (theirs != base["layers.0.w"].double().numpy()).sum() == 1
+
+
+def test_a_list_of_mergekit_s_holds_its_first_number_outside_the_layers() -> None:
+    base = {name: torch.zeros(3) for name in ("embed.w", "layers.0.w", "layers.1.w", "head.w")}
+    tuned = {name: torch.ones(3) for name in base}
+    own = {"weight": [0.25, 0.75]}
+    values = {"merge_method": "task_arithmetic", "models": [{"model": "m", "parameters": own}]}
+    made = run_kit(values, base, {"m": tuned})
+    assert [t[0].item() for t in made.values()] == [0.25, 0.25, 0.75, 0.25]
+    ours = merge_states("task_arithmetic", base, {"m": tuned}, {"alpha": 1}, {"m": own})
+    assert ours["head.w"][0] == 0.75
 
 
 def test_slerp_of_a_mergekit_recipe_keeps_the_parents_norms() -> None:

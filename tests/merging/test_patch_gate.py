@@ -48,6 +48,16 @@ def test_a_check_tells_what_would_be_refused() -> None:
     assert PATCH.check(NEW, OLD).accepted
 
 
+def test_a_drift_from_another_base_is_refused_however_small() -> None:
+    near = {"w": NEW["w"] + 0.001}
+    known = PATCH.check(NEW, near, gate=Gate(max_drift=0.1))
+    assert known.drift is not None and known.drift < 0.01
+    assert not known.accepted
+    assert "is not the one that the patch was made on" in known.reasons[0]
+    # Without a limit on what is measured from it, it is a warning.
+    assert PATCH.check(NEW, near, gate=Gate()).accepted
+
+
 @settings(deadline=None)
 @given(drift=st.floats(0, 2), gain=NUMBERS, cosine=NUMBERS, limit=NUMBERS)
 def test_every_limit_is_a_comparison(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from transformers import (
 
 from galenic.core.errors import ConfigError, WeightsError
 from galenic.merging.patches import Patch, recovery
+from galenic.merging.patches.fitting import Naming
 from galenic.merging.patches.portability import FAR, drift_of
 from galenic.merging.writing import Slot, header
 from galenic.models.delta import Dense, LowRank, Sparse, state_of
@@ -479,6 +481,38 @@ def test_a_prefix_more_or_less_is_found(folder: Path) -> None:
     torch.testing.assert_close(moved, patches[1].delta.entries[QUERY].dense(), atol=1e-6, rtol=0)
 
 
+NAMES = st.lists(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(".".join), max_size=8, unique=True
+)
+
+
+@given(wanted=NAMES, present=NAMES)
+def test_the_naming_is_the_best_of_all(wanted: list[str], present: list[str]) -> None:
+    there = set(present)
+    options = {Naming()}
+    for name in wanted:
+        options |= {Naming(more=n.removesuffix(name)) for n in there if n.endswith("." + name)}
+        cuts = [at + 1 for at, sign in enumerate(name) if sign == "."]
+        options |= {Naming(less=name[:cut]) for cut in cuts if name[cut:] in there}
+
+    def found(naming: Naming) -> int:
+        return sum(naming(name) in there for name in wanted)
+
+    made = Naming.between(wanted, present)
+    assert made in options
+    assert found(made) == max(map(found, options))
+
+
+def test_the_names_of_many_experts_are_matched_in_a_moment() -> None:
+    names = [f"layers.{i}.experts.{j}.{p}" for i in range(20) for j in range(64) for p in "abc"]
+    began = time.perf_counter()
+    assert Naming.between(names, names) == Naming()
+    assert Naming.between(names, [f"model.{name}" for name in names]) == Naming(more="model.")
+    assert Naming.between([f"model.{name}" for name in names], names) == Naming(less="model.")
+    # Each name with each would be 15 million comparisons, of several seconds.
+    assert time.perf_counter() - began < 2
+
+
 def test_nothing_to_port_is_said(folder: Path) -> None:
     patch = Patch.from_peft(folder / "adapter", folder / "old")
     with pytest.raises(WeightsError, match="nothing to port"):
@@ -746,6 +780,30 @@ def test_the_drift_of_an_update_is_told_and_unrelated_weights_are_warned_of(fold
     one = {**old, QUERY: 0.1 * old[QUERY]}
     (warned,) = patch.check(one, old).warnings
     assert f"1 matrices have moved by {FAR} of their norm or more: '{QUERY}' by 0.90" in warned
+
+
+OTHER = "The old base that was named is not the one that the patch was made on."
+
+
+def test_another_old_base_is_warned_of(folder: Path) -> None:
+    lora = Patch.from_peft(folder / "adapter", folder / "old")
+    shaken(bert(), 0.1, 7).save_pretrained(folder / "tuned")
+    dense = Patch.from_checkpoints(folder / "old", folder / "tuned", 4)
+    for patch in (lora, dense):
+        patch.save(folder / "patch.safetensors")
+        again = Patch.open(folder / "patch.safetensors")
+        # A live network has buffers that a file has not.
+        for old in (
+            folder / "old",
+            BertModel.from_pretrained(folder / "old", add_pooling_layer=False),
+        ):
+            assert OTHER not in again.check(folder / "newer", old).warnings
+        assert OTHER in again.check(folder / "newer", folder / "new").warnings
+    # What a patch does not know is not said.
+    unknown = Patch.from_peft(folder / "adapter")
+    assert OTHER not in unknown.check(folder / "newer", folder / "new").warnings
+    headed = {f"bert.{name}": value for name, value in weights(folder / "old").items()}
+    assert OTHER not in lora.check(folder / "newer", headed).warnings
 
 
 def test_another_architecture_of_the_same_shapes_is_refused(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from galenic.core.errors import ConfigError
-from galenic.merging.recipe import read
+from galenic.merging.recipe import Recipe, read
 from galenic.merging.settings import Depths, Rule, resolve
 
 NAMES = [
@@ -52,6 +52,33 @@ def test_what_is_in_no_layer_stands_at_the_front_or_the_end() -> None:
     assert Depths(["only.weight"]).of("only.weight") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("bert.embeddings.word_embeddings.weight", 0),
+        ("vit.embeddings.cls_token", 0),
+        ("mask_token", 0),
+        ("pos_embed", 0),
+        ("cls.predictions.decoder.weight", 1),
+        ("cls.seq_relationship.weight", 1),
+        ("predictions.embedding.weight", 1),
+        ("embed_out.weight", 1),
+        ("mask_decoder.out.weight", 1),
+    ],
+)
+def test_heads_stand_at_the_end(name: str, depth: float) -> None:
+    assert Depths([*NAMES, name]).of(name) == depth
+    # mergekit has one place for all that is in no layer.
+    assert Depths([*NAMES, name], outside=0.0).of(name) == 0
+
+
+def test_a_list_of_mergekit_s_begins_at_what_is_in_no_layer() -> None:
+    values = {"merge_method": "slerp", "base_model": "b", "models": [{"model": "x"}]}
+    assert read({**values, "parameters": {"t": [0.0, 1.0]}}).outside == 0
+    own = {"method": "slerp", "base_model": "b", "models": ["x"], "parameters": {"t": [0.0, 1.0]}}
+    assert read(own).outside is None
+
+
 def test_rules_that_fit_nothing_say_so() -> None:
     with pytest.raises(ConfigError, match=r"No rule of 't' fits.*'head'"):
         resolve([Rule(filter="mlp", value=1.0)], "head", 1.0, "t")
@@ -76,6 +103,7 @@ BASE: dict[str, Any] = {"method": "breadcrumbs", "base_model": "b", "models": ["
         ({"models": ["x", "x"]}, "Two models are called 'x'"),
         ({"dtype": "int8"}, "dtype"),
         ({"method": "ties", "parameters": {"density": [0.1, 0.2]}}, "granularity: tensor"),
+        ({"parameters": {"density": 0.9, "gamma": 0.2}}, "Density 0.9 and gamma 0.2 sum to more"),
     ],
 )
 def test_faults_are_named(change: dict[str, Any], match: str) -> None:
@@ -129,6 +157,11 @@ def test_the_slerp_recipe_of_mergekit_s_readme_is_read() -> None:
     assert recipe.config().norm == "keep"  # type: ignore[attr-defined]
 
 
+def ranged(span: Any) -> dict[str, Any]:
+    sources = [{"model": name, "layer_range": span} for name in "xy"]
+    return {"slices": [{"sources": sources}], "models": None}
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -139,6 +172,20 @@ def test_the_slerp_recipe_of_mergekit_s_readme_is_read() -> None:
         ({"slices": [SLICES[0], SLICES[0]]}, "both or neither"),
         ({"slices": [SLICES[0], SLICES[0]], "models": None}, "take networks apart"),
         ({"models": [{"model": {"path": "x"}}]}, "A model is"),
+        ({"models": 5}, "'models' is 5"),
+        ({"models": None}, "both or neither"),
+        ({"models": [{"model": "x", "parameters": [1]}]}, r"'x: parameters' is \[1\]"),
+        ({"merge_method": ["x"]}, r"method \['x'\] is not among"),
+        ({"parameters": [1]}, r"'parameters' is \[1\]"),
+        ({"slices": ["a"], "models": None}, "'slices' is 'a'"),
+        ({"slices": 3, "models": None}, "'slices' is 3"),
+        ({"slices": [{"sources": ["a", "b"]}], "models": None}, "A model is 'a'"),
+        ({"slices": [{"sources": [{"model": "x"}]}], "models": None}, "take networks apart"),
+        (ranged(4), "take networks apart"),
+        (ranged([0, "x"]), "take networks apart"),
+        (ranged([1, 5]), "take networks apart"),
+        ({"merge_method": "slerp", "models": [{"model": "x", "parameters": {"t": 1}}]}, "a 't'"),
+        ({1: 2}, "'1' is not read"),
     ],
 )
 def test_what_of_mergekit_is_not_read_is_named(change: dict[str, Any], match: str) -> None:
@@ -151,7 +198,41 @@ def test_what_of_mergekit_is_not_read_is_named(change: dict[str, Any], match: st
 def test_gamma_is_lowered_where_mergekit_lowers_it_and_that_is_noted() -> None:
     values = {"merge_method": "breadcrumbs", "base_model": "b", "models": [{"model": "x"}]}
     recipe = read(values)
-    assert recipe.config().gamma == 0  # type: ignore[attr-defined]
+    assert gammas(recipe) == [0]
     assert "gamma 0.01 was lowered to 0" in recipe.notes[0]
     own = {**values, "parameters": {"density": 0.7, "gamma": 0.4}}
-    assert read(own).config().gamma == pytest.approx(0.3)  # type: ignore[attr-defined]
+    assert gammas(read(own)) == pytest.approx([0.3])
+
+
+def gammas(recipe: Recipe) -> list[float]:
+    return [config.gamma for config in recipe.each()]  # type: ignore[attr-defined]
+
+
+def test_gamma_is_lowered_by_each_model_s_own_density() -> None:
+    own: list[dict[str, Any]] = [
+        {"density": 0.9},
+        {"density": 0.98},
+        {},
+        {"density": 0.9, "gamma": 0.2},
+    ]
+    models = [{"model": f"m{i}", "parameters": {"weight": 1.0, **e}} for i, e in enumerate(own)]
+    values = {"merge_method": "breadcrumbs", "base_model": "b", "parameters": {"gamma": 0.05}}
+    recipe = read({**values, "models": models})
+    assert gammas(recipe) == pytest.approx([0.05, 0.02, 0, 0.1])
+    assert len(recipe.notes) == 3
+
+
+def test_what_mergekit_has_for_the_whole_method_is_not_taken_from_a_model() -> None:
+    own = {"weight": 1.0, "lambda": 0.5, "normalize": False, "rescale": True}
+    recipe = read(
+        {
+            "merge_method": "dare_ties",
+            "base_model": "b",
+            "models": [{"model": "x", "parameters": own}, {"model": "y"}],
+            "parameters": {"normalize": True},
+        }
+    )
+    assert (recipe.parameters["alpha"], recipe.parameters["normalize"]) == (1.0, True)
+    assert recipe.models[0].parameters == {"weight": 1.0}
+    for key in ("lambda", "normalize", "rescale"):
+        assert f"x: {key} has no effect under a model, as in mergekit." in recipe.notes

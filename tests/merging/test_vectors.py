@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -160,15 +162,17 @@ def test_a_network_gives_tied_tensors_once_and_no_integers() -> None:
         ("alpha=0:1:0.25", [0, 0.25, 0.5, 0.75, 1]),
         ("alpha=0.1:0.3:0.1", [0.1, 0.2, 0.3]),
         ("alpha=0:1:0.3", [0, 0.3, 0.6, 0.9]),
+        ("alpha=0:1:0.4", [0, 0.4, 0.8]),
+        ("alpha=0:1:0.15", [0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9]),
         ("alpha=0.5", [0.5]),
         ("alpha=1,0.5", [1, 0.5]),
     ],
 )
-def test_a_span_has_both_ends(word: str, values: list[float]) -> None:
+def test_a_span_has_both_ends_where_a_step_meets_them(word: str, values: list[float]) -> None:
     assert parse([word]) == {"alpha": values}
 
 
-@pytest.mark.parametrize("word", ["alpha", "alpha=", "alpha=1:0:0.1", "alpha=0:1:0", "alpha=0:1", "=1", "alpha=x"])  # fmt: skip
+@pytest.mark.parametrize("word", ["alpha", "alpha=", "alpha=1:0:0.1", "alpha=0:1:0", "alpha=0:1", "=1", "alpha=x", "alpha=0:inf:0.1", "alpha=nan", "alpha=0.1,inf"])  # fmt: skip
 def test_a_word_that_spans_nothing_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="spans no values"):
         parse([word])
@@ -178,3 +182,32 @@ def test_alpha_runs_fastest() -> None:
     found = points({"alpha": [0, 1], "density": [0.1, 0.2]})
     assert [(p["density"], p["alpha"]) for p in found] == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
     assert points({}) == [{}]
+
+
+@given(
+    start=st.integers(0, 100),
+    steps=st.integers(0, 40),
+    step=st.integers(1, 50),
+    rest=st.integers(0, 49),
+)
+def test_no_value_of_a_span_is_beyond_its_stop(
+    start: int, steps: int, step: int, rest: int
+) -> None:
+    stop = start + steps * step + rest % step
+    (found,) = parse([f"alpha={start / 100}:{stop / 100}:{step / 100}"]).values()
+    assert found == pytest.approx([(start + i * step) / 100 for i in range(steps + 1)])
+
+
+def test_a_key_is_swept_once() -> None:
+    with pytest.raises(ConfigError, match="'alpha' is swept twice"):
+        parse(["alpha=0.1,0.2", "density=1", "alpha=0.9"])
+
+
+def test_a_variance_of_several_is_their_mean_at_every_coefficient(tmp_path: Path) -> None:
+    base = {"w": torch.zeros(20), "n.running_var": torch.ones(4)}
+    vectors = TaskVectors(tmp_path / "vectors", base)
+    for name, var in (("a", 0.2), ("b", 0.3), ("c", 0.4)):
+        vectors.add(name, {"w": torch.ones(20), "n.running_var": torch.full((4,), var)})
+    for method, parameters in METHODS.items():
+        found = at(vectors, base, method, "abc", alpha=0.5, **parameters)
+        torch.testing.assert_close(found["n.running_var"], torch.full((4,), 0.65))

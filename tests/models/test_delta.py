@@ -204,6 +204,40 @@ def test_tied_tensors_are_written_once() -> None:
     assert same(live, base)
 
 
+def test_one_tied_tensor_cannot_change_in_two_ways() -> None:
+    base = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    base["b"].weight = base["a"].weight
+    live = copy.deepcopy(base)
+    once, twice = (Dense(torch.full((3, 3), value)) for value in (1.0, 2.0))
+    with pytest.raises(WeightsError, match=r"'a\.weight' and 'b\.weight' are one tied tensor"):
+        Delta({"a.bias": Dense(torch.ones(3)), "a.weight": once, "b.weight": twice}).apply(
+            live, check=False
+        )
+    assert same(live, base)
+    one = LowRank(torch.ones(3, 1), torch.ones(1, 3), 1.0, (3, 3))
+    delta = Delta({"a.weight": once, "b.weight": one})
+    delta.apply(live, check=False)
+    assert torch.equal(live["b"].weight, base["a"].weight + 1)
+    delta.revert(live)
+    assert same(live, base)
+
+
+@pytest.mark.parametrize("share", [0.01, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_no_difference(value: float, share: float) -> None:
+    base = torch.zeros(300)
+    base[:2] = torch.tensor([-torch.inf, torch.nan])
+    tuned = base.clone()
+    tuned[2 : 3 + int(share * 200)] = 0.5
+    # A mask that stays as it is may hold anything.
+    entry = difference(base, tuned)
+    assert entry is not None
+    assert entry.dense()[2] == 0.5
+    tuned[299] = value
+    with pytest.raises(WeightsError, match="'w' has 1 differences that are not finite"):
+        Delta.from_models({"w": base}, {"w": tuned})
+
+
 def test_another_base_is_refused_and_left_alone() -> None:
     base = network()
     delta = Delta.from_models(base, moved(base, 0.5, 1))

@@ -21,6 +21,7 @@ from galenic.app import report
 from galenic.app.cli import app
 from galenic.core.errors import ConfigError, DataError, WeightsError
 from galenic.core.run import Run
+from galenic.launch.merged import of_runs
 from galenic.models.backbone import open_backbone
 from galenic.tasks import merge
 from galenic.tasks._panel import Panel
@@ -109,6 +110,17 @@ def test_a_whole_step_of_one_predicts_as_its_own_run(panel: Panel, name: str) ->
     assert expert.normalised("val") == 1
 
 
+def test_every_coefficient_gives_its_own_scores(panel: Panel) -> None:
+    # The first run is a LoRA, which leaves the network frozen.
+    assert next(iter(panel.experts)) == "lora"
+    seen = []
+    for alpha in (0.0, 0.5, 1.0):
+        panel.put("task_arithmetic", ["organs", "wards"], {"alpha": alpha})
+        seen.append(panel.experts["organs"].scores("val"))
+    assert not np.allclose(seen[0], seen[1])
+    assert not np.allclose(seen[1], seen[2])
+
+
 def test_a_frozen_run_judges_and_adds_nothing(panel: Panel) -> None:
     panel.put("task_arithmetic", ["organs"], {"alpha": 1.0})
     alone = {name: t.clone() for name, t in panel.tensors.items()}
@@ -165,6 +177,47 @@ def test_the_mean_on_test_rows_is_that_of_the_ratios(panel: Panel) -> None:
         assert found["tasks"][name]["normalised"] == pytest.approx(slow[-1])
     assert found["mean"]["value"] == pytest.approx(np.mean(slow))
     assert found["mean"]["low"] <= found["mean"]["value"] <= found["mean"]["high"]
+
+
+def test_a_point_that_gives_no_numbers_loses(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["organs", "wards"]
+    put = Panel.put
+
+    def broken(self: Panel, method: str, on: Any, settings: Any, **options: Any) -> None:
+        put(self, method, on, settings, **options)
+        if settings["alpha"] > 0.5:
+            next(iter(self.tensors.values())).fill_(torch.nan)
+
+    monkeypatch.setattr(Panel, "put", broken)
+    rows, best = panel.sweep("ties", names, [{"alpha": a} for a in (0.9, 0.1, 0.7)], names, {})
+    assert [np.isnan(row["mean"]) for row in rows] == [True, False, True]
+    assert best["settings"] == {"alpha": 0.1}
+    with pytest.raises(WeightsError, match="None of the 1 merges gives scores"):
+        panel.sweep("ties", names, [{"alpha": 0.9}], names, {})
+
+
+def test_a_task_that_learnt_nothing_does_not_judge(
+    panel: Panel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["organs", "wards"]
+    wards = panel.experts["wards"]
+    # As R2 is where a fit is worse than the mean.
+    figure = wards.figure
+    monkeypatch.setattr(wards, "figure", lambda part, scores: figure(part, scores) - 2)
+    points = [{"alpha": alpha} for alpha in (0.0, 0.5, 1.0)]
+    rows, best = panel.sweep("ties", names, points, names, {})
+    assert "Left out of the mean" in capsys.readouterr().err
+    assert [row["mean"] for row in rows] == [row["normalised"]["organs"] for row in rows]
+    assert best["mean"] == max(row["mean"] for row in rows)
+    with pytest.raises(ConfigError, match=r"No task can judge a merge: accuracy -\S+ of wards"):
+        panel.sweep("ties", names, points, ["wards"], {})
+    config = panel.experts["organs"].job.config.score
+    monkeypatch.setattr(wards, "own", {"test": 1.0 - wards.targets("test")})
+    found = panel.test(names, config, 0)
+    assert found["tasks"]["wards"]["own"] == 0
+    assert found["mean"]["value"] == found["tasks"]["organs"]["normalised"]
+    with pytest.raises(ConfigError, match="No test figure of wards"):
+        panel.test(["wards"], config, 0)
 
 
 def test_who_cannot_take_part_is_told_why(
@@ -270,6 +323,8 @@ def test_wise_is_the_line_to_the_tuned_one_judged_by_probes(place: Path) -> None
         ("method=slerp", "breadcrumbs"),
         ("grid={alhpa: [1]}", "alhpa"),
         ("grid={density: [1.5]}", "density"),
+        ("grid={alpha: []}", "alpha has no values"),
+        ("parameters={gamma: 0.2}", "density 0.9 and gamma 0.2 sum to more than 1"),
         ("parameters={density: 0.9, gamma: x}", "gamma"),
         ("others={notes.csv: {data: wards.csv}}", "Two tasks are called"),
     ],
@@ -346,6 +401,7 @@ def test_a_greedy_soup_is_no_worse_than_the_best_alone(
         ("linear", ["organs", "wards"], ["--greedy"], 2, "not of one task"),
         ("ties", ["organs"], ["--greedy"], 2, "plain mean"),
         ("ties", ["organs"], ["--sweep", "alhpa=0,1"], 2, "alhpa"),
+        ("breadcrumbs", ["organs"], ["--sweep", "gamma=0.1,0.9"], 2, "sum to more than 1"),
         ("slerp", ["organs"], [], 2, "no base plus a sum"),
         ("wise", ["organs", "wards"], [], 2, "got 2 models"),
         ("task_arithmetic", ["probe"], [], 2, "nothing to merge"),
@@ -359,6 +415,12 @@ def test_what_cannot_be_merged_leaves_no_output(
     assert told in done.output
     assert "Traceback" not in done.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("models", ["5", "[1, null]", "[{name: a}]", "null"])
+def test_a_recipe_without_models_has_no_runs(tmp_path: Path, models: str) -> None:
+    (tmp_path / "r.yaml").write_text(f"method: linear\nmodels: {models}\n")
+    assert not of_runs(tmp_path / "r.yaml")
 
 
 def test_checkpoints_have_nothing_to_judge_them_by(tmp_path: Path) -> None:

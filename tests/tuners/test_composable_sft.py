@@ -185,6 +185,13 @@ def test_rounds_are_nested_and_end_with_k(rounds: int) -> None:
         assert torch.equal(value, weights(task.encoder)[name])
 
 
+def test_every_round_has_something_to_choose() -> None:
+    ticket = LotteryTicket(Task().encoder, k=3)
+    with pytest.raises(ConfigError, match="5 rounds chooses one entry at least, and k is 3"):
+        ticket.hooks(Config(k=3, iterations=5))
+    assert len(ticket.hooks(Config(k=3, iterations=3)).stages) == 6
+
+
 def test_the_pull_is_the_mean_distance_from_the_start() -> None:
     task = Task()
     start = weights(task.encoder)

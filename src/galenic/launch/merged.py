@@ -14,7 +14,7 @@ from galenic.core.errors import ConfigError
 from galenic.core.files import atomic_write
 from galenic.core.run import Run
 from galenic.merging import grid as grids
-from galenic.merging.recipe import Recipe, read
+from galenic.merging.recipe import Recipe, check, read
 from galenic.merging.soup import greedy
 
 if TYPE_CHECKING:
@@ -27,12 +27,16 @@ KEYS = {"method", "base_model", "models", "parameters", "seed"}
 def of_runs(path: Path) -> bool:
     """Whether a recipe file names run folders, and not checkpoints."""
     models = load_yaml(path).get("models")
-    names = [str(m.get("model") if isinstance(m, Mapping) else m) for m in models or ()]
+    names = [] if not isinstance(models, list) else [_named(model) for model in models]
     return any(
         (place / "status.json").is_file()
         for name in names
         for place in (Path(name), path.parent / name)
     )
+
+
+def _named(model: Any) -> str:
+    return str(model.get("model") if isinstance(model, Mapping) else model)
 
 
 def merge_runs(
@@ -138,8 +142,7 @@ def _opened(path: Path) -> tuple[Recipe, dict[str, Run]]:
             where=f"recipe file {path.name}",
             expected=", ".join(sorted(KEYS)),
         )
-    named = [m["model"] if isinstance(m, Mapping) else m for m in values["models"]]
-    runs = [Run.open(locate(str(name), path.parent)) for name in named]
+    runs = [Run.open(locate(_named(model), path.parent)) for model in values["models"]]
     base = runs[0].provenance["weights"]["backbone"]
     if values.setdefault("base_model", base) != base:
         raise ConfigError(
@@ -167,7 +170,7 @@ def _check(
     if soup:
         _require_one_task(list(runs.values()))
     for settings in grids.points(grid or {}):
-        recipe.model_copy(update={"parameters": {**recipe.parameters, **settings}}).config()
+        check(recipe.model_copy(update={"parameters": {**recipe.parameters, **settings}}))
 
 
 def _sweep(
@@ -188,7 +191,7 @@ def _sweep(
 
 
 def _soup(panel: Panel, names: Sequence[str]) -> dict[str, Any]:
-    judge = panel.experts[names[0]]
+    judge = panel.experts[panel.judges(names[:1])[0]]
 
     def score(members: Sequence[str]) -> float:
         panel.put("linear", members, {})

@@ -6,14 +6,14 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from galenic.core.errors import WeightsError
 from galenic.merging.jobs import Job
 from galenic.merging.recipe import Recipe
-from galenic.merging.sources import Source, Weights
+from galenic.merging.sources import Source, Weights, size_of, spans
 
 _ADAPTER = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern",
             "alpha_pattern", "fan_in_fan_out")  # fmt: skip
@@ -126,15 +126,19 @@ def _missing(
 ) -> None:
     lacks: list[str] = []
     beyond: list[str] = []
-    known = set(base.names()) | set(_View(base, recipe.tied).tied)
+    known, tied = set(base.names()), _View(base, recipe.tied).tied
     for key, view in views.items():
         for name in names:
             if view.source(name) is None:
                 lacks.append(f"'{name}' is missing in {key}")
                 if recipe.missing == "skip":
                     result.copied[name] = f"missing in {key}"
-        extra = sorted(n for n in view.names - known if not excluded(n, recipe.exclude))
-        beyond += [f"'{name}' of {key} is not in the base" for name in extra]
+        for name in sorted(n for n in view.names - known if not excluded(n, recipe.exclude)):
+            place = tied.get(name)
+            if place is None:
+                beyond.append(f"'{name}' of {key} is not in the base")
+            elif place in view.names and not _equal(view.source(name), view.source(place)):
+                beyond.append(f"'{name}' of {key} is not '{place}', and in the base it is")
     _handle(lacks, recipe.missing, "missing", result, "tensors are missing")
     # One more name for a tied tensor is the commonest cause, and has a way out of its own.
     hint = " A tied tensor may have two names: see `tied:`." if beyond else ""
@@ -163,18 +167,20 @@ def _handle(
 
 
 def _integer(name: str, source: Source, views: Mapping[str, _View], result: Alignment) -> None:
-    import torch
-
     result.copied[name] = f"{_type(source)}: no arithmetic"
     for key, view in views.items():
         other = view.source(name)
-        if other is None or other.shape != source.shape:
-            continue
-        count = 1
-        for side in source.shape:
-            count *= side
-        if not torch.equal(other.flat(0, count), source.flat(0, count)):
+        if other is not None and other.shape == source.shape and not _equal(other, source):
             result.notes.append(f"'{name}' ({_type(source)}) differs in {key}; the base's stays")
+
+
+def _equal(first: Source | None, second: Source | None) -> bool:
+    """Whether both hold the same numbers."""
+    if first is None or second is None or first.shape != second.shape:
+        return False
+    return all(
+        bool((first.flat(*span) == second.flat(*span)).all()) for span in spans(size_of(first))
+    )
 
 
 def _type(source: Source) -> str:
@@ -235,7 +241,17 @@ def _adapter(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return {**_defaults(found.get("peft_type")), **found} if isinstance(found, dict) else None
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    """What PEFT takes where a config, of an older version perhaps, says nothing."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind) if isinstance(kind, str) else None
+    found = fields(known) if known is not None else ()
+    made = {f.name: f.default_factory() for f in found if f.default_factory is not MISSING}
+    return {f.name: f.default for f in found} | made
 
 
 def vocabulary(folder: Path) -> str | None:
@@ -249,7 +265,11 @@ def vocabulary(folder: Path) -> str | None:
             try:
                 found = json.loads(data)
                 added = [(t["id"], t["content"]) for t in found.get("added_tokens", ())]
-                kept = [found["model"]["vocab"], found["model"].get("merges"), sorted(added)]
+                model = found["model"]
+                # A merge is 'h e' in older files, and ["h", "e"] in later ones.
+                merges = model.get("merges")
+                pairs = merges and [m.split(" ") if isinstance(m, str) else m for m in merges]
+                kept = [model["vocab"], pairs, sorted(added)]
                 data = json.dumps(kept, sort_keys=True).encode()
             except (ValueError, KeyError, TypeError):
                 pass

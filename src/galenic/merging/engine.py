@@ -16,16 +16,16 @@ from galenic.core.files import atomic_json
 from galenic.merging import methods, writing
 from galenic.merging.checkpoints import Checkpoint
 from galenic.merging.compare import Alignment, align, check_folders
-from galenic.merging.folders import locate, new_checkpoint, one_thread, require_apart
+from galenic.merging.folders import MERGED, locate, new_checkpoint, one_thread, require_apart
 from galenic.merging.jobs import Job
 from galenic.merging.methods import MergerConfig, Resolved
-from galenic.merging.recipe import Recipe, check_values, read
+from galenic.merging.recipe import Recipe, check, check_values, read
 from galenic.merging.report import Report, measure
 from galenic.merging.settings import Depths, at
 from galenic.merging.sources import Source, State, Weights, close, size_of, spans
 from galenic.merging.writing import Progress, Slot, narrowed
 
-REPORT, RECIPE, HEADS = "merge_report.json", "merge_recipe.json", "heads"
+RECIPE, HEADS = "merge_recipe.json", "heads"
 
 
 def merge(
@@ -52,16 +52,17 @@ def merge(
         RunError: If the disk is full.
     """
     started = time.perf_counter()
-    beside = Path.cwd()
-    if isinstance(recipe, str | Path):
-        beside = Path(recipe).parent
-    if not isinstance(recipe, Recipe):
+    named = [Path(recipe)] if isinstance(recipe, str | Path) else []
+    beside = named[0].parent if named else Path.cwd()
+    if isinstance(recipe, Recipe):
+        check(recipe)
+    else:
         recipe = read(recipe)
     keys = recipe.keys()
     places = [locate(model.model, beside) for model in recipe.models]
-    first = locate(recipe.base_model, beside) if recipe.base_model else places[0]
-    out = Path(out)
-    require_apart(out, [first, *places])
+    first = locate(recipe.base_model, beside) if recipe.base_model is not None else places[0]
+    out = Path(out).resolve()
+    require_apart(out, [first, *places, *named])
     # A checkpoint that stands in the recipe twice is opened, and checked, once.
     opened = {p: Checkpoint.open(p, verify=recipe.verify) for p in dict.fromkeys([first, *places])}
     base = opened[first]
@@ -88,7 +89,7 @@ def merge(
             "copied": work.aligned.copied,
             "seconds": time.perf_counter() - started,
         }
-        atomic_json(aside / REPORT, document)
+        atomic_json(aside / MERGED, document)
         atomic_json(aside / RECIPE, recipe.model_dump(mode="json", exclude={"notes"}))
     return document
 
@@ -130,7 +131,7 @@ def merge_states(
     }
     recipe = read(values)
     parents = {name: State(state, name) for name, state in models.items()}
-    root = State(base, "base") if base else next(iter(parents.values()))
+    root = State(base, "base") if base is not None else next(iter(parents.values()))
     found = {}
     with one_thread():
         work = _Merge(recipe, root, parents)
@@ -151,7 +152,7 @@ class _Merge:
         self._keys = tuple(sorted(parents))
         self._configs = dict(zip(recipe.keys(), recipe.each(), strict=True))
         self.report = Report(self._keys, notes=list(self.aligned.notes))
-        self._depths = Depths(base.names())
+        self._depths = Depths(base.names(), recipe.outside)
         self._check_layers()
         # Before anything is written: a rule that fits no tensor, a band that does not fit in.
         self._each = {name: self._resolve(name) for name in self._jobs}
@@ -170,7 +171,7 @@ class _Merge:
             source = self.base.source(slot.name)
             for start, stop in spans(size_of(source)):
                 # A view of the file would be read again, after its pages were given back.
-                yield source.flat(start, stop).to(slot.dtype, copy=True)
+                yield narrowed(source.flat(start, stop), slot)
             close(source)
         else:
             for piece in self._combine(job):

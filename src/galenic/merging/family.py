@@ -74,6 +74,9 @@ def mix(job: Job, parts: Sequence[Part], plan: Plan, found: Cuts | None = None) 
     Yields:
         Pieces of base + alpha * combine(rescale(sparsify(parent - base))).
     """
+    if job.statistic:
+        parts, plan = _averaging(parts, plan)
+        job.averaged = True
     chosen = [i for i, part in enumerate(parts) if part.weight != 0]
     width = job.row if plan.granularity == "row" else 1
     old = job.buffer(width)
@@ -116,6 +119,18 @@ def mix(job: Job, parts: Sequence[Part], plan: Plan, found: Cuts | None = None) 
         for delta, weight in zip(deltas, weights, strict=True):
             base.add_(delta, alpha=weight * scale)
         yield base
+
+
+def _averaging(parts: Sequence[Part], plan: Plan) -> tuple[list[Part], Plan]:
+    """The weighted mean of whole task vectors, or their sum where the weights are less than 1.
+
+    A sum of several, or of what a mask left and scaled, takes a variance below zero, and the network
+    then gives NaN. This lies between the parents where the weights are positive and alpha at most 1.
+    """
+    total = math.fsum(abs(part.weight) for part in parts)
+    # A divisor of its own, so that a negative weight moves away from its model here too.
+    total = total or 1.0 if plan.normalize else max(total, 1.0)
+    return [Part(part.weight / total) for part in parts], Plan(alpha=plan.alpha)
 
 
 def _agreeing(deltas: Tensor, weights: Sequence[float], normalize: bool, room: Tensor) -> Tensor:
@@ -276,14 +291,15 @@ def model_cuts(jobs: Sequence[Job], densities: Mapping[str, float]) -> Cuts:
     Of equal magnitudes the first is taken, in the order of the names of the tensors.
 
     Args:
-        jobs: All tensors that are merged.
+        jobs: All tensors that are merged; running statistics are not ranked.
         densities: Share that is kept, by the name of the model.
 
     Returns:
         A cut for each tensor of each model, by (model, tensor).
     """
     found: dict[tuple[str, str], Cut] = {}
-    ordered = sorted((job for job in jobs if job.base.shape), key=lambda job: job.name)
+    ranked = [job for job in jobs if job.base.shape and not job.statistic]
+    ordered = sorted(ranked, key=lambda job: job.name)
     total = sum(size_of(job.base) for job in ordered)
     for key, density in densities.items():
         index = {job.name: job.keys.index(key) for job in ordered}

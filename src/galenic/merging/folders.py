@@ -21,6 +21,8 @@ _COPIED = (
     "chat_template.*", "configuration_*.py", "modeling_*.py", "tokenization_*.py",
     "processing_*.py", "image_processing_*.py",
 )  # fmt: skip
+# Of a merge and of a port: a folder with one is an output, and may be replaced by another.
+REPORTS = MERGED, PORTED = "merge_report.json", "port_report.json"
 # SHA-256 and size of a file, by its name.
 Digests = dict[str, dict[str, str | int]]
 
@@ -64,18 +66,29 @@ def one_thread() -> Iterator[None]:
 
 
 def require_apart(out: Path, places: Sequence[Path]) -> None:
-    """Check that writing `out` replaces nothing that is read.
+    """Check that writing `out` replaces nothing but an earlier output.
 
     Raises:
-        ConfigError: If it is one of `places`, or holds one.
+        ConfigError: If it is one of `places`, or holds one, or holds what was not written here.
     """
     target = out.resolve()
     for place in places:
         source = place.resolve()
         if target == source or target in source.parents:
             raise ConfigError(
-                f"'{out}' is, or holds, a model that is merged.", expected="a folder of its own"
+                f"'{out}' is, or holds, a model that is merged, or the recipe.",
+                expected="a folder of its own",
             )
+    ours = not target.exists() or (
+        target.is_dir()
+        and (not any(target.iterdir()) or any((target / name).is_file() for name in REPORTS))
+    )
+    if not ours:
+        raise ConfigError(
+            f"'{out}' holds what no merge or port has written, and would be replaced.",
+            expected="a new or empty folder, or an earlier output",
+            next_step="Name another folder.",
+        )
 
 
 def locate(name: str, beside: Path) -> Path:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-
-import numpy as np
 
 from galenic.core.errors import ConfigError
 
 
 def parse(words: Sequence[str]) -> dict[str, list[float]]:
-    """Values by key of `key=start:stop:step`, both ends included, or `key=a,b,c`.
+    """Values by key of `key=start:stop:step`, where a step meets the stop with it, or `key=a,b,c`.
 
     Raises:
-        ConfigError: If a word is neither.
+        ConfigError: If a word is neither, or a key stands twice.
     """
-    found = {}
+    found: dict[str, list[float]] = {}
     for word in words:
         key, _, text = word.partition("=")
         try:
@@ -29,18 +28,26 @@ def parse(words: Sequence[str]) -> dict[str, list[float]]:
                 where="--sweep",
                 expected="alpha=0:1:0.1 (start, stop, step), or density=0.1,0.2",
             )
+        if key in found:
+            raise ConfigError(
+                f"'{key}' is swept twice.", where="--sweep", expected=f"{key}=0.1,0.2,0.5"
+            )
         found[key] = values
     return found
 
 
 def _values(text: str) -> list[float]:
-    if ":" not in text:
-        return [float(part) for part in text.split(",")]
-    start, stop, step = (float(part) for part in text.split(":"))
+    sign = ":" if ":" in text else ","
+    numbers = [float(part) for part in text.split(sign)]
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(text)
+    if sign == ",":
+        return numbers
+    start, stop, step = numbers
     if step <= 0 or stop < start:
         raise ValueError(text)
-    # Half a step of room: 0.1 is no exact number, and the end is meant to be hit.
-    count = int(np.floor((stop - start) / step + 0.5)) + 1
+    # 0.1 is no exact number, and a stop that is a whole number of steps away is meant to be met.
+    count = math.floor((stop - start) / step + 1e-9) + 1
     return [round(start + number * step, 10) for number in range(count)]
 
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from galenic.merging.selection import Array
 from galenic.merging.sources import Source, size_of, spans, working
 
+# Of a batch norm: what it has seen, and not what it has learnt.
+_STATISTICS = ("running_mean", "running_var")
+
 
 @dataclass
 class Job:
@@ -25,6 +28,7 @@ class Job:
         drawn_as: The name that draws go by; tied tensors share one, and so stay tied.
         kept: Entries of each task vector that were kept, filled in by the method.
         squares: Sum of squares of each task vector before and after, filled in by the method.
+        averaged: Whether it took the mean of the task vectors instead, filled in by the method.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Job:
     drawn_as: str = ""
     kept: list[int | None] = field(default_factory=list)
     squares: list[tuple[float, float] | None] = field(default_factory=list)
+    averaged: bool = False
 
     def __post_init__(self) -> None:
         self.drawn_as = self.drawn_as or self.name
@@ -44,8 +49,13 @@ class Job:
 
     @property
     def row(self) -> int:
-        """Entries of a row of the last dimension."""
-        return self.base.shape[-1] if self.base.shape else 1
+        """Entries of a row of the last dimension, one at least."""
+        return max(self.base.shape[-1], 1) if self.base.shape else 1
+
+    @property
+    def statistic(self) -> bool:
+        """Whether it is a running mean or variance."""
+        return self.name.rpartition(".")[2] in _STATISTICS
 
     def read(self, source: Source, start: int, stop: int, into: Tensor) -> Tensor:
         """Entries [start, stop) in the working type; `into` is overwritten."""

@@ -6,7 +6,7 @@ What mergekit's documentation says is kept; where its code does otherwise, a not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from galenic.core.errors import ConfigError, nearest
 
@@ -30,6 +30,8 @@ _TOP = {
     # galenic's own keys may stand beside mergekit's.
     "missing", "shapes", "dtypes", "tokenizers", "exclude", "tied", "shard_gb", "verify", "seed",
 }  # fmt: skip
+# What is the method's alone, by galenic's name.
+_SHARED = ("alpha", "normalize", "rescale", "t")
 _SCALES = ("task_arithmetic", "ties", "dare", "breadcrumbs")
 
 
@@ -40,14 +42,14 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: Naming what is not supported.
     """
     name = values["merge_method"]
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(
             f"mergekit's method {name!r} is not among those that are read. "
             f"{nearest(str(name), METHODS)}".strip(),
             where="merge_method",
             expected=", ".join(METHODS),
         )
-    unknown = sorted(set(values) - _TOP)
+    unknown = sorted(map(str, set(values) - _TOP))
     if unknown:
         raise ConfigError(
             f"mergekit's key '{unknown[0]}' is not read. {nearest(unknown[0], _TOP)}".strip(),
@@ -64,13 +66,21 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     parameters = {**defaults, **_parameters(method, shared, notes, "parameters")}
     made = []
     for model in models:
-        own = _parameters(method, model.get("parameters") or {}, notes, str(model["model"]))
-        # mergekit lets a model have what is the method's; the same for all is the same thing.
-        for key in [k for k in own if k in ("alpha", "normalize", "rescale", "t")]:
-            parameters[key] = own.pop(key)
+        where = str(model["model"])
+        own = _parameters(
+            method, _mapping(model.get("parameters"), f"{where}: parameters"), notes, where
+        )
+        for key in [k for k in own if k in _SHARED]:
+            del own[key]
+            word = "lambda" if key == "alpha" else key
+            notes.append(f"{where}: {word} has no effect under a model, as in mergekit.")
         made.append({"model": model["model"], "parameters": own})
     if method == "breadcrumbs":
         _outliers(parameters, made, notes)
+    if method == "slerp" and "t" not in parameters:
+        raise ConfigError(
+            "mergekit's slerp needs a 't'.", where="parameters", expected="parameters: {t: 0.5}"
+        )
     result |= {"method": method, "models": made, "parameters": parameters}
     if base is not None:
         result["base_model"] = base
@@ -79,6 +89,8 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
         result["dtype"] = kind
     if layers is not None:
         result["layers"] = layers
+    # A list over the depth: mergekit takes its first number for all that is in no layer.
+    result["outside"] = 0.0
     source = values.get("tokenizer_source")
     if source is not None:
         if source not in ("base", base):
@@ -101,27 +113,48 @@ _HANDLED = {
 
 def _models(values: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any], int | None]:
     """Models, shared parameters and the layers that one slice of all of them spans."""
-    shared = dict(values.get("parameters") or {})
-    if ("models" in values) == ("slices" in values):
+    shared = _mapping(values.get("parameters"), "parameters")
+    models, slices = values.get("models"), values.get("slices")
+    if (models is None) == (slices is None):
         raise ConfigError(
             "The recipe has both or neither of 'models' and 'slices'.",
             expected="one of them",
         )
-    if "models" in values:
-        return [_model(m) for m in values["models"]], shared, None
-    slices = values["slices"]
-    sources = slices[0].get("sources", []) if isinstance(slices, list) and slices else []
-    ranges = {tuple(source.get("layer_range", ())) for source in sources}
-    span = ranges.pop() if len(ranges) == 1 else ()
-    if len(slices) != 1 or len(span) != 2 or span[0] != 0:
+    if slices is None:
+        return [_model(m) for m in _list(models, "models")], shared, None
+    parts = [_mapping(part, "slices") for part in _list(slices, "slices")]
+    sources = [_model(s) for part in parts for s in _list(part.get("sources"), "sources")]
+    spans = [source.get("layer_range") for source in sources]
+    span = spans[0] if spans else None
+    if len(parts) != 1 or spans.count(span) != len(spans) or not _is_whole(span):
         raise ConfigError(
             "Slices that take networks apart are not supported.",
             where="slices",
             expected="one slice, with the same layer_range [0, layers] of every source",
             next_step="List the models under 'models:'.",
         )
-    shared |= slices[0].get("parameters") or {}
-    return [_model(s) for s in sources], shared, int(span[1])
+    shared |= _mapping(parts[0].get("parameters"), "slices: parameters")
+    return sources, shared, span[1]
+
+
+def _is_whole(span: Any) -> TypeGuard[list[int]]:
+    """Whether a layer_range is [0, layers]."""
+    numbers = isinstance(span, list) and all(type(end) is int for end in span)
+    return numbers and len(span) == 2 and span[0] == 0
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise ConfigError(f"'{where}' is {value!r}.", where=where, expected="keys with their values")
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    raise ConfigError(f"'{where}' is {value!r}.", where=where, expected="a list")
 
 
 def _model(model: Any) -> dict[str, Any]:
@@ -146,16 +179,15 @@ def _parameters(
 
 
 def _outliers(parameters: dict[str, Any], models: list[dict[str, Any]], notes: list[str]) -> None:
-    """mergekit lowers gamma where density leaves no room for it."""
-    for where in [parameters, *(m["parameters"] for m in models)]:
-        density = where.get("density", parameters["density"])
-        gamma = where.get("gamma", parameters["gamma"])
+    """mergekit lowers gamma where density leaves no room for it, model by model."""
+    for own in (m["parameters"] for m in models):
+        density = own.get("density", parameters["density"])
+        gamma = own.get("gamma", parameters["gamma"])
         if all(isinstance(x, int | float) for x in (density, gamma)) and density + gamma > 1:
-            where["gamma"] = max(1 - density, 0.0)
+            own["gamma"] = max(1 - density, 0.0)
             note = (
-                f"gamma {gamma:g} was lowered to {where['gamma']:g}: density {density:g} leaves no "
+                f"gamma {gamma:g} was lowered to {own['gamma']:g}: density {density:g} leaves no "
                 "more room, and mergekit lowers it too."
             )
-            used = where is not parameters or any("density" not in m["parameters"] for m in models)
-            if used and note not in notes:
+            if note not in notes:
                 notes.append(note)

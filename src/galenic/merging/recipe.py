@@ -14,6 +14,8 @@ from galenic.merging import mergekit, methods
 from galenic.merging.methods import MergerConfig
 
 Policy = Literal["error", "base", "skip"]
+# Fields that reading a recipe of mergekit's fills in.
+_READ = ("layers", "outside", "notes")
 
 
 class Model(Config):
@@ -62,6 +64,12 @@ class Recipe(Config):
     verify: bool = Field(True, description="Compare digests of the shards where there are some.")
     seed: int = Field(0, ge=0, description="Of what a method draws.")
     layers: int | None = Field(None, ge=1, description="Layers that the base must have.")
+    outside: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Depth of tensors that are in no layer; by default 0 of embeddings, else 1.",
+    )
     notes: list[str] = Field([], description="What reading the recipe left out or changed.")
 
     @model_validator(mode="after")
@@ -99,7 +107,7 @@ class Recipe(Config):
         """The same of each model, with its own coefficients.
 
         Raises:
-            ConfigError: Naming each bad key and value.
+            ConfigError: Naming each bad key and value, and numbers that do not fit each other.
         """
         allowed = methods.method(self.method).Config.EACH
         made = []
@@ -113,7 +121,12 @@ class Recipe(Config):
                         where=where,
                         expected=", ".join(allowed) or "no parameters",
                     )
-            made.append(_parse(self.method, {**self.parameters, **model.parameters}, where))
+            config = _parse(self.method, {**self.parameters, **model.parameters}, where)
+            try:
+                config.check()
+            except ValueError as error:
+                raise ConfigError(f"{error}.".capitalize(), where=where) from None
+            made.append(config)
         return made
 
 
@@ -144,11 +157,11 @@ def read(source: str | Path | Mapping[str, Any]) -> Recipe:
     try:
         recipe = parse(Recipe, _plain(values), where)
     except ConfigError as error:
-        keys = [name for name in Recipe.model_fields if name not in ("layers", "notes")]
+        keys = [name for name in Recipe.model_fields if name not in _READ]
         raise ConfigError(
             error.found, where=error.where, expected=f"keys among {', '.join(keys)}"
         ) from None
-    _check(recipe)
+    check(recipe)
     return recipe
 
 
@@ -160,7 +173,12 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _check(recipe: Recipe) -> None:
+def check(recipe: Recipe) -> None:
+    """Check that the method has what it needs, and that every coefficient is one of its own.
+
+    Raises:
+        ConfigError: Naming what is missing, and each bad key and value.
+    """
     declared = methods.capabilities(recipe.method)
     fewest, most = declared.models
     count = len(recipe.models)

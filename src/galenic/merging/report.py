@@ -72,6 +72,7 @@ class Report:
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _grams: list[Figures] = field(default_factory=list)
     _kept: list[list[int]] = field(default_factory=list)
+    _averaged: list[str] = field(default_factory=list)
 
     def add(self, job: Job, figures: Figures) -> None:
         """Take the figures of one tensor that was merged."""
@@ -85,6 +86,8 @@ class Report:
                 key: _root(figures.gram[i + 1, i + 1].item() if pair is None else pair[1])
                 for i, (key, pair) in enumerate(zip(self.keys, job.squares, strict=True))
             }
+        if job.averaged:
+            self._averaged.append(job.name)
         self._rows.append(row | _figures(figures.gram, self.keys) | {"measured": figures.measured})
         self._grams.append(figures)
         self._kept.append([job.size if kept is None else kept for kept in job.kept] + [job.size])
@@ -110,6 +113,12 @@ class Report:
                     f"{key} seems to be of another lineage: the cosine of its weights with the "
                     f"base's is {cosine:.3f}; arithmetic on unrelated weights gives noise."
                 )
+        if self._averaged:
+            self.notes.append(
+                f"{len(self._averaged)} running means and variances, such as "
+                f"'{min(self._averaged)}', got the mean of the changes, nothing dropped: a sum may "
+                "make a variance negative"
+            )
         return {
             "models": list(self.keys),
             "whole": whole,

@@ -14,7 +14,9 @@ from galenic.core.errors import ConfigError
 
 _NUMBER = re.compile(r"(?:^|(?<=\.))\d+(?=\.|$)")
 # What stands before the first layer of a stack; all else without a number stands after the last.
-_FRONT = re.compile(r"emb|wte|wpe|patch|stem|conv1|(^|[._])(cls|token|pos|mask)", re.IGNORECASE)
+_FRONT = re.compile(r"emb|wte|wpe|patch|stem|conv1|(^|[._])(token|pos)", re.IGNORECASE)
+# Heads, whatever else their names hold.
+_BACK = re.compile(r"embed_out|predictions", re.IGNORECASE)
 
 
 class Rule(Config):
@@ -68,9 +70,11 @@ class Depths:
 
     Args:
         names: Of all tensors.
+        outside: Where all stand that have no number, whatever their names say.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], outside: float | None = None) -> None:
+        self._outside = outside
         self._last: dict[str, int] = {}
         for name in names:
             stack, layer = layer_of(name)
@@ -81,7 +85,8 @@ class Depths:
         """From 0 to 1."""
         stack, layer = layer_of(name)
         if layer is None:
-            return 0.0 if _FRONT.search(name) else 1.0
+            front = _FRONT.search(name) and not _BACK.search(name)
+            return (0.0 if front else 1.0) if self._outside is None else self._outside
         return layer / max(self._last.get(stack, 0), 1)
 
     @property

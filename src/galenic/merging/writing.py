@@ -128,15 +128,16 @@ def write(
 
 
 def narrowed(piece: Tensor, slot: Slot) -> Tensor:
-    """A copy of `piece` in the type of `slot`.
+    """A copy of `piece` in the type of `slot`; what is infinite stays so.
 
     Raises:
-        WeightsError: If float16 does not hold it.
+        WeightsError: If float16 does not hold a finite number of it.
     """
     made = piece.to(slot.dtype, copy=True)
-    if slot.dtype == torch.float16 and bool(made.isinf().any()):
+    lost = made.isinf() if slot.dtype == torch.float16 else None
+    if lost is not None and bool(lost.any()) and bool((lost & piece.isfinite()).any()):
         raise WeightsError(
-            f"The merged tensor '{slot.name}' is beyond what float16 holds.",
+            f"The tensor '{slot.name}' is beyond what float16 holds.",
             next_step="dtype: bfloat16, or smaller weights.",
         )
     return made

@@ -23,7 +23,7 @@ from galenic.core.config import parse
 from galenic.core.errors import ConfigError, DataError, WeightsError
 from galenic.core.hardware import device
 from galenic.core.prediction import predict
-from galenic.core.progress import track
+from galenic.core.progress import tell, track
 from galenic.core.run import Run
 from galenic.core.seeding import seed_everything
 from galenic.evaluation.bootstrap import estimate
@@ -84,8 +84,11 @@ class Expert:
         return point(self.job.label.kind, self.metric, self.targets(part), scores)
 
     def normalised(self, part: str) -> float:
-        """The figure of the shared network over that of its own; NaN where its own is none."""
-        return _ratio(self.figure(part, self.scores(part)), self.figure(part, self.own[part]))
+        """The figure of the shared network over that of its own; NaN where one of them is none."""
+        scores = self.scores(part)
+        if not np.isfinite(scores).all():
+            return math.nan
+        return _ratio(self.figure(part, scores), self.figure(part, self.own[part]))
 
     def heads(self) -> dict[str, Tensor]:
         """Tensors of its head, under names of their own."""
@@ -129,6 +132,8 @@ class Panel:
             if len(self.experts) == 1:
                 self.network = backbone.network
             backbone.network = self.network
+        # Of a frozen network, as an adapter leaves it, features would be computed once for all merges.
+        self.network.requires_grad_(True)
         for expert in self.experts.values():
             expert.job.objective.to(device())
         first = self.experts[self._first[0]]
@@ -185,7 +190,12 @@ class Panel:
 
         Returns:
             A row a point, and the row with the best mean; of equal ones the first.
+
+        Raises:
+            ConfigError: If no task can judge.
+            WeightsError: If no point gives a network whose scores are numbers.
         """
+        judges = self.judges(on)
         rows: list[dict[str, Any]] = []
         for settings in track(points, "sweep"):
             self.put(method, names, {**fixed, **settings}, **options)
@@ -194,18 +204,44 @@ class Panel:
                 {
                     "settings": dict(settings),
                     "normalised": each,
-                    "mean": statistics.fmean(each.values()),
+                    "mean": statistics.fmean(each[name] for name in judges),
                 }
             )
         best = max(rows, key=lambda row: -math.inf if math.isnan(row["mean"]) else row["mean"])
+        if math.isnan(best["mean"]):
+            raise WeightsError(
+                f"None of the {len(rows)} merges gives scores that are numbers.",
+                expected="a network without NaN",
+                next_step="Use a smaller alpha, or method=soup.",
+            )
         return rows, best
+
+    def judges(self, on: Sequence[str]) -> list[str]:
+        """Those of `on` by whose own validation figure another can be divided.
+
+        Raises:
+            ConfigError: If none is left.
+        """
+        own = {name: self.experts[name].figure("val", self.experts[name].own["val"]) for name in on}
+        found = [name for name, figure in own.items() if figure > 0]
+        told = [f"{self.experts[n].metric} {own[n]:.3g} of {n}" for n in on if n not in found]
+        if not found:
+            raise ConfigError(
+                f"No task can judge a merge: {', '.join(told)} on its own validation rows.",
+                expected="a fine-tuning that is better than nothing on validation rows",
+                next_step="Train longer, or judge by another task.",
+            )
+        if told:
+            tell(f"Left out of the mean, as nothing can be divided by it: {', '.join(told)}.")
+        return found
 
     def test(self, names: Sequence[str], config: ScoreConfig, seed: int) -> dict[str, Any]:
         """Figures of the network as it is on the test rows of `names`.
 
         Returns:
             `tasks`: of each, its metric, figure, that of its own network and their ratio; `mean`: of
-            the ratios, with its interval over resampled patients.
+            the ratios, with its interval over resampled patients; a task whose own figure is not
+            above zero has none, and is not in it.
         """
         tasks, ratios, drawn, patients = {}, [], [], 0
         for name in names:
@@ -219,12 +255,22 @@ class Panel:
                 for scores in (expert.scores("test"), expert.own["test"])
             ]  # fmt: skip
             (value, values), (own, owns) = both
-            ratios.append(_ratio(value, own))
+            ratio = _ratio(value, own)
+            tasks[name] = {
+                "metric": expert.metric, "value": value, "own": own, "normalised": ratio,
+            }  # fmt: skip
+            if math.isnan(ratio):
+                tell(f"Left out of the mean on test rows: {name}, whose own figure is {own:.3g}.")
+                continue
+            ratios.append(ratio)
             drawn.append(np.divide(values, owns, out=np.full_like(values, np.nan), where=owns > 0))
             patients += len(np.unique(groups))
-            tasks[name] = {
-                "metric": expert.metric, "value": value, "own": own, "normalised": ratios[-1],
-            }  # fmt: skip
+        if not ratios:
+            raise ConfigError(
+                f"No test figure of {', '.join(names)} can be divided by that of its own network.",
+                expected="a fine-tuning that is better than nothing on test rows",
+                next_step="Train longer, or merge another task.",
+            )
         interval = estimate(
             statistics.fmean(ratios), np.mean(drawn, axis=0), config.level, patients
         )

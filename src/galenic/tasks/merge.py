@@ -86,9 +86,12 @@ class Config(classify.Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
+        empty = [key for key, values in self.tried().items() if not values]
+        if empty:
+            raise ValueError(f"grid: {empty[0]} has no values")
         for settings in self.points():
             values = {**self.fixed(), **settings, "method": self.engine()}
-            parse(methods.method(self.engine()).Config, values, "parameters and grid")
+            parse(methods.method(self.engine()).Config, values, "parameters and grid").check()
         return self
 
     def engine(self) -> str:

@@ -40,6 +40,16 @@ class MergerConfig(BaseConfig):
             ValueError: Saying what does not fit.
         """
 
+    def check(self) -> None:
+        """The same where all are plain numbers; what depends on the tensor is checked there.
+
+        Raises:
+            ValueError: Saying what does not fit.
+        """
+        values = {key: getattr(self, key) for key in self.SETTINGS}
+        if all(isinstance(value, int | float) for value in values.values()):
+            self.fits(values)
+
 
 @dataclass(frozen=True)
 class End:

@@ -36,11 +36,13 @@ class Facts:
         config: Of the architecture; empty where there is none.
         vocabulary: Digest of which token has which number; '' without a tokenizer.
         patches: Fingerprints of the patches that it holds.
+        changed: Fingerprint of the tensors that a patch of it changes; '' where that is unknown.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: str = ""
     patches: tuple[str, ...] = ()
+    changed: str = ""
 
     def differs(self, other: Facts) -> dict[str, tuple[Any, Any]]:
         """Fields of the configs that change what a weight means, with both values."""
@@ -77,29 +79,44 @@ def facts_of(base: Base, weights: Weights) -> Facts:
     return Facts(_plain(getattr(base, "config", None)), patches=patches)
 
 
-def fingerprint_of(weights: Weights) -> str:
-    """Fingerprint of all tensors, one in memory at a time."""
-    return fingerprint_tensors(Passing(weights))
+def fingerprint_of(weights: Weights, names: Mapping[str, str] | None = None) -> str:
+    """Fingerprint of all tensors, one in memory at a time.
+
+    Args:
+        weights: Of the network.
+        names: Only those that it has under these values, each by its key: files and live networks,
+            with a head and without, then have one fingerprint.
+    """
+    if names is None:
+        return fingerprint_tensors(Passing(weights))
+    there = set(weights.names())
+    return fingerprint_tensors(Passing(weights, {n: at for n, at in names.items() if at in there}))
 
 
 class Passing(Mapping[str, Tensor]):
-    """Weights as a mapping that lets go of a tensor when the next one is asked for."""
+    """Weights as a mapping that lets go of a tensor when the next one is asked for.
 
-    def __init__(self, weights: Weights) -> None:
+    Args:
+        weights: Of the network.
+        names: What some of them are called here; None for all, by their own names.
+    """
+
+    def __init__(self, weights: Weights, names: Mapping[str, str] | None = None) -> None:
         self._weights = weights
+        self._names = {name: name for name in weights.names()} if names is None else names
         self._last: Any = None
 
     def __getitem__(self, name: str) -> Tensor:
         if self._last is not None:
             close(self._last)
-        self._last = self._weights.source(name)
+        self._last = self._weights.source(self._names[name])
         return self._last.flat(0, size_of(self._last)).reshape(self._last.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._weights.names())
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._weights.names())
+        return len(self._names)
 
 
 def _filled(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from galenic.core.errors import ConfigError, WeightsError, nearest
 from galenic.merging.patches.activations import Probe
 from galenic.merging.patches.bases import Base, Facts, facts_of, fingerprint_of, open_base
-from galenic.merging.patches.fitting import Fitted, fit
+from galenic.merging.patches.fitting import Fitted, Naming, fit
 from galenic.merging.patches.gate import Gate, judged
 from galenic.merging.patches.portability import Portability, drifts, far, overall
 from galenic.merging.sources import Weights
@@ -71,6 +71,9 @@ def examine(
             next_step="To merge the patch into its own base: --allow same",
         )
     rows = [] if earlier is None else drifts(fitted.entries, earlier, weights)
+    other = earlier is not None and _is_other(patch, earlier)
+    if other:
+        more.append("The old base that was named is not the one that the patch was made on.")
     if earlier is None:
         more.append("How far the base has moved is unknown: the old one was not named.")
     layers = [name for name, entry in fitted.entries.items() if len(entry.shape) > 1]
@@ -85,8 +88,18 @@ def examine(
         tensors=tuple(rows),
         warnings=(*warnings, *more, *far(rows)),
         activations=() if probe is None else probe.drift(layers, new),
+        other_base=other,
     )
     return weights, fitted, judged(known, gate)
+
+
+def _is_other(patch: Patch, old: Weights) -> bool:
+    """Whether `old` has other weights in the place of the differences than the patch was made on."""
+    if not patch.facts.changed:
+        return False
+    naming = Naming.between(patch.delta.entries, old.names())
+    names = {name: naming(name) for name in patch.delta.entries}
+    return fingerprint_of(old, names) != patch.facts.changed
 
 
 def _require_measured(gate: Gate | None, old: Base | None, probe: Probe | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -34,14 +34,22 @@ class Naming:
     @classmethod
     def between(cls, wanted: Collection[str], present: Collection[str]) -> Naming:
         """The naming under which most of `wanted` are `present`; none where that is as good."""
-        there = set(present)
-        options = {cls()}
-        for name in wanted:
-            options |= {cls(more=n.removesuffix(name)) for n in there if n.endswith("." + name)}
-            ends = [at + 1 for at, sign in enumerate(name) if sign == "."]
-            options |= {cls(less=name[:end]) for end in ends if name[end:] in there}
+        there, names = set(present), set(wanted)
+        if names <= there:
+            return cls()
+        # Each name by its ends, so that the work does not grow with the square of their number.
+        less = {cls(less=start) for name in names for start, end in _cuts(name) if end in there}
+        more = {cls(more=start) for name in there for start, end in _cuts(name) if end in names}
+        options = {cls(), *less, *more}
         ordered = sorted(options, key=lambda naming: (len(naming.less + naming.more), naming.more))
         return max(ordered, key=lambda naming: sum(naming(name) in there for name in wanted))
+
+
+def _cuts(name: str) -> Iterator[tuple[str, str]]:
+    """A name in two, after each of its dots."""
+    for at, sign in enumerate(name):
+        if sign == ".":
+            yield name[: at + 1], name[at + 1 :]
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class Gate(Config):
     def reasons(self, known: Portability) -> tuple[str, ...]:
         """Why a port is refused; empty where it is accepted."""
         found = []
+        if known.other_base and (self.max_drift is not None or self.min_cosine is not None):
+            found.append("the old base that was named is not the one that the patch was made on")
         if self.max_drift is not None and not _least(known.drift, self.max_drift):
             moved = "by an unknown part" if known.drift is None else f"by {known.drift:.3g}"
             found.append(f"the base has moved {moved} of its norm; {self.max_drift:g} is the most")

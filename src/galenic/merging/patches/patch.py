@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from galenic.merging.patches.gate import Gate, require_accepted
 from galenic.merging.patches.portability import Portability
 from galenic.merging.patches.porting import write_ported
 from galenic.merging.patches.spectrum import folded, largest
-from galenic.merging.sources import State, size_of
+from galenic.merging.sources import State, Weights, size_of
 from galenic.merging.writing import Progress
 from galenic.models.delta import FILE, Delta, Entry, LowRank, is_under, ledger, state_of
 from galenic.models.delta.entries import difference
@@ -51,7 +51,8 @@ class Patch:
 
     Attributes:
         delta: The differences, with the fingerprint of the base that they were made on.
-        facts: Config and vocabulary of that base, where they are known.
+        facts: Config and vocabulary of that base, and what it has in the place of the differences,
+            where they are known.
         unresolved: Values of which it is not known whether the base has them.
     """
 
@@ -94,13 +95,13 @@ class Patch:
             if name in known:
                 old = weights.source(known[name])
                 _require_same_rows(name, old.shape, tuple(value.shape))
-                entry = difference(old.flat(0, size_of(old)).reshape(old.shape), value)
+                entry = difference(old.flat(0, size_of(old)).reshape(old.shape), value, name=name)
                 entries |= {} if entry is None else {name: entry}
             else:
                 whole[name] = value
-        patch = cls(Delta(entries, whole, fingerprint_of(weights)), facts_of(base, weights))
-        fit(patch.delta, weights)
-        return patch
+        delta = Delta(entries, whole, fingerprint_of(weights))
+        fit(delta, weights)
+        return cls(delta, _facts(base, weights, {name: naming(name) for name in entries}))
 
     @classmethod
     def from_checkpoints(cls, base: Base, tuned: Base, rank: int | None = None) -> Patch:
@@ -132,7 +133,7 @@ class Patch:
         if rank is not None:
             small = {name: _of_rank(entry, rank) for name, entry in delta.entries.items()}
             delta = replace(delta, entries=small)
-        return cls(delta, facts_of(base, start))
+        return cls(delta, _facts(base, start, {name: name for name in delta.entries}))
 
     # Files ------------------------------------------------------------------------------
 
@@ -155,7 +156,11 @@ class Patch:
         facts = json.loads(note.pop(_KEY, "{}"))
         return cls(
             replace(delta, note=note),
-            Facts(facts.get("config", {}), facts.get("vocabulary", "")),
+            Facts(
+                facts.get("config", {}),
+                facts.get("vocabulary", ""),
+                changed=facts.get("changed", ""),
+            ),
             tuple(facts.get("unresolved", ())),
         )
 
@@ -164,6 +169,7 @@ class Patch:
         facts = {
             "config": dict(self.facts.config),
             "vocabulary": self.facts.vocabulary,
+            "changed": self.facts.changed,
             "unresolved": self.unresolved,
         }
         self.delta.save(Path(path), {_KEY: json.dumps(facts, sort_keys=True)})
@@ -279,6 +285,11 @@ class Patch:
     def _on(self, network: nn.Module) -> Delta | None:
         found = (d for d in ledger.applied(network) if d.note.get(NOTE) == self.fingerprint)
         return next(found, None)
+
+
+def _facts(base: Base, weights: Weights, names: Mapping[str, str]) -> Facts:
+    """What is known of a base, with the fingerprint of the tensors that a patch changes."""
+    return replace(facts_of(base, weights), changed=fingerprint_of(weights, names))
 
 
 def _of_rank(entry: Entry, rank: int) -> Entry:

@@ -61,6 +61,8 @@ class Portability:
             better.
         accepted: Whether the gate lets it pass; so it does where there is none.
         reasons: Why not.
+        other_base: Whether the old base that was named is not the one that the patch was made on,
+            as far as the patch knows; the drift then says nothing.
     """
 
     patch: str
@@ -76,6 +78,7 @@ class Portability:
     gain: float | None = None
     accepted: bool = True
     reasons: tuple[str, ...] = ()
+    other_base: bool = False
 
 
 def drift_of(name: str, old: Tensor, new: Tensor, entry: Entry) -> Drift:

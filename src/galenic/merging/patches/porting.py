@@ -14,15 +14,13 @@ from galenic.core.errors import WeightsError
 from galenic.core.files import atomic_json, plain
 from galenic.merging import writing
 from galenic.merging.checkpoints import Checkpoint
-from galenic.merging.folders import new_checkpoint, require_apart
+from galenic.merging.folders import PORTED, new_checkpoint, require_apart
 from galenic.merging.patches.bases import PATCHES
 from galenic.merging.patches.fitting import Fitted
 from galenic.merging.patches.portability import Portability
 from galenic.merging.sources import close, size_of, spans
 from galenic.merging.writing import Progress, Slot, narrowed
 from galenic.models.delta.entries import piece, plus
-
-REPORT = "port_report.json"
 
 
 def write_ported(
@@ -51,10 +49,11 @@ def write_ported(
             `port_report.json` instead; where it raises, nothing is written.
 
     Raises:
-        ConfigError: If `out` is the base.
+        ConfigError: If `out` is the base, or no output of a merge or port.
         WeightsError: If a sum is not finite; names the tensor.
         RunError: If the disk is full.
     """
+    out = out.resolve()
     require_apart(out, [base.path])
     started = time.perf_counter()
     patched = _Patched(base, fitted if scale else Fitted({}, {}), scale)
@@ -76,7 +75,7 @@ def write_ported(
         now = datetime.now(UTC).isoformat(timespec="seconds")
         took = time.perf_counter() - started
         document = plain(known) | {"scale": scale, "date": now, "seconds": took}
-        atomic_json(aside / REPORT, document)
+        atomic_json(aside / PORTED, document)
 
 
 class _Patched:

@@ -113,14 +113,14 @@ class Delta:
             fingerprint: Of the base; by default of the tensors of `base` but the absolute ones.
 
         Raises:
-            WeightsError: If names or shapes differ; each is named.
+            WeightsError: If names or shapes differ, or a difference is not finite; each is named.
         """
         start, end = state_of(base), state_of(tuned)
         whole = {n: t.detach().clone() for n, t in end.items() if is_under(n, absolute)}
         start = {n: t for n, t in start.items() if not is_under(n, absolute)}
         end = {n: t for n, t in end.items() if n not in whole}
         _same(start, end, "the base", "the tuned network")
-        found = {n: difference(t, end[n], eps, form) for n, t in start.items() if _adds(t)}
+        found = {n: difference(t, end[n], eps, form, name=n) for n, t in start.items() if _adds(t)}
         for name, value in start.items():
             if not _adds(value) and not torch.equal(value, end[name]):
                 # Counters and masks have no difference that could be scaled.
@@ -161,8 +161,8 @@ class Delta:
         Several deltas may be applied one after the other: the base is then that of the first.
 
         Raises:
-            WeightsError: As :meth:`applied`, and if this delta is applied already; the network
-                is then as it was.
+            WeightsError: As :meth:`applied`, and if this delta is applied already, or changes a
+                tied tensor in two ways; the network is then as it was.
         """
         state = state_of(network)
         known = ledger.base_of(network)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from galenic.core.errors import WeightsError
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -81,7 +83,9 @@ def numel(shape: tuple[int, ...]) -> int:
     return count
 
 
-def difference(base: Tensor, tuned: Tensor, eps: float = 0.0, form: str = "auto") -> Entry | None:
+def difference(
+    base: Tensor, tuned: Tensor, eps: float = 0.0, form: str = "auto", *, name: str = "tensor"
+) -> Entry | None:
     """`tuned - base`, so that adding it to `base` gives `tuned`.
 
     The difference of two floats is not always a float: where adding it back would miss a bit,
@@ -93,13 +97,19 @@ def difference(base: Tensor, tuned: Tensor, eps: float = 0.0, form: str = "auto"
         tuned: Of the same shape.
         eps: Differences up to this size are left out.
         form: `dense`, `sparse`, or `auto`: whichever is smaller on disk.
+        name: What messages call the tensor.
 
     Returns:
         None where nothing is left.
+
+    Raises:
+        WeightsError: If a value changed from or to one that is not finite.
     """
     start, end = base.detach().reshape(-1), tuned.detach().reshape(-1)
     # Compared as values: two zeros of unlike sign differ by nothing.
     gap = _wide(end) - _wide(start)
+    if not bool(gap.isfinite().all()):
+        _require_finite(start, end, gap, name)
     index = (gap.abs() > eps).nonzero().squeeze(1)
     if not len(index):
         return None
@@ -115,6 +125,18 @@ def difference(base: Tensor, tuned: Tensor, eps: float = 0.0, form: str = "auto"
         gap = end.double() - start.double()
     shape = tuple(base.shape)
     return Sparse(index, gap, shape) if form == "sparse" else Dense(gap.reshape(shape))
+
+
+def _require_finite(start: Tensor, end: Tensor, gap: Tensor, name: str) -> None:
+    """What stays as it is may be anything, such as the infinities of a mask."""
+    same = (start == end) | (start.isnan() & end.isnan())
+    count = int((~gap.isfinite() & ~same).sum())
+    if count:
+        raise WeightsError(
+            f"'{name}' has {count} differences that are not finite.",
+            expected="numbers before and after the training, without NaN or infinity",
+            next_step="Train again with a smaller rate, or take an earlier checkpoint.",
+        )
 
 
 def plus(start: Tensor, gap: Tensor) -> Tensor:

@@ -58,21 +58,25 @@ def enter(
     """Write `changes` into the tensors of `state` and remember what stood there.
 
     Raises:
-        WeightsError: If `delta` is applied already.
+        WeightsError: If `delta` is applied already, or changes a tied tensor in two ways.
     """
     receipts = _receipts(network)
     if any(receipt.delta is delta for receipt in receipts):
         raise WeightsError(
             "This delta is applied already.", next_step="revert() it first, or scale it by two."
         )
-    before: dict[str, Change] = {}
     seen: dict[int, str] = {}
-    for name, (spot, value) in changes.items():
-        tensor = state[name]
-        if id(tensor) in seen:
-            # Tied: it has two names and was written once.
-            continue
-        seen[id(tensor)] = name
+    for name, change in changes.items():
+        first = seen.setdefault(id(state[name]), name)
+        if first != name and not _alike(state[name], changes[first], change):
+            raise WeightsError(
+                f"'{first}' and '{name}' are one tied tensor, and the delta changes them in two ways.",
+                expected="one difference for both",
+                next_step="Untie them in the network, or leave one of them out of the delta.",
+            )
+    before: dict[str, Change] = {}
+    for name in seen.values():
+        tensor, (spot, value) = state[name], changes[name]
         old = tensor.detach().clone() if spot is None else tensor.detach().reshape(-1)[spot]
         before[name] = (spot, old)
         _write(tensor, spot, value)
@@ -107,6 +111,14 @@ def leave(
 def _receipts(network: nn.Module) -> list[Receipt]:
     found: list[Receipt] = network.__dict__.get(_KEY, [])
     return found
+
+
+def _alike(tensor: Tensor, first: Change, second: Change) -> bool:
+    """Whether both changes leave the same in `tensor`."""
+    left, right = (tensor.detach().clone() for _ in range(2))
+    _write(left, *first)
+    _write(right, *second)
+    return torch.equal(left, right)
 
 
 def _write(tensor: Tensor, spot: Tensor | None, value: Tensor) -> None:

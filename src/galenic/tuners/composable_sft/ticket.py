@@ -201,7 +201,17 @@ class LotteryTicket:
         return (sparse if self.sparse else dense) * torch.stack(terms).sum() / self.size
 
     def hooks(self, config: Config) -> Hooks:
-        """The stages of a training, as `galenic.tuners` runs them."""
+        """The stages of a training, as `galenic.tuners` runs them.
+
+        Raises:
+            ConfigError: If a round would have nothing to choose.
+        """
+        if config.iterations > self.k:
+            raise ConfigError(
+                f"Each of {config.iterations} rounds chooses one entry at least, and k is {self.k}.",
+                where="tuner.iterations",
+                expected=f"1 to {self.k}",
+            )
         stages: list[Stage] = []
         for turn in range(config.iterations):
             end = "" if config.iterations == 1 else f"-{turn + 1}"
