@@ -119,6 +119,18 @@ def test_a_claim_of_as_good_as_has_a_margin(
     assert (f"(margin {margin:g})" in result["because"]) == (margin > 0)
 
 
+def test_a_seed_without_the_metric_is_named_and_its_runs_are_kept(
+    runs: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    (folder / "x.yaml").write_text(yaml.safe_dump({**EXPERIMENT, "metric": "specificity"}))
+    for _ in range(2):
+        with pytest.raises(DataError, match="Seed 1 has no specificity"):
+            run_experiment("x", folder, tmp_path, tmp_path / "out")
+        assert len(runs) == 15
+
+
 def test_a_rehearsal_tries_every_arm_and_keeps_nothing(
     runs: list[dict[str, Any]], tmp_path: Path
 ) -> None:

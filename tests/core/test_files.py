@@ -231,6 +231,15 @@ def test_lines_survive_a_torn_one(tmp_path: Path) -> None:
     assert read_lines(path) == [{"step": 1}, {"step": 3, "loss": None}]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x1c", "\v", "\f", "\r"])
+def test_a_line_holds_any_text(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "log.jsonl"
+    told = [{"site": f"a{mark}b"}, {"site": "c"}]
+    for one in told:
+        append_line(path, one)
+    assert read_lines(path) == told
+
+
 class Colour(str, enum.Enum):  # noqa: UP042 - a str that is not plain
     RED = "red"
 

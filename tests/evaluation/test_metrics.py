@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,6 +77,52 @@ def test_continuous_metrics_equal_scikit_learn() -> None:
     pairs = [(i, j) for i in range(80) for j in range(80) if y[i] > y[j]]
     share = np.mean([guess[i] > guess[j] for i, j in pairs])
     assert found["concordance"].value == pytest.approx(share)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cases=st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=40
+    )
+)
+def test_concordance_is_the_share_of_all_pairs(cases: list[tuple[int, int, int]]) -> None:
+    y, guess, weights = (np.array(part) for part in zip(*cases, strict=True))
+    repeated = np.repeat(np.arange(len(y)), weights)
+    hits = [
+        0.5 * (guess[i] >= guess[j]) + 0.5 * (guess[i] > guess[j])
+        for i in repeated
+        for j in repeated
+        if y[i] > y[j]
+    ]
+    expected = np.mean(hits) if hits else np.nan
+    for counts in (weights.astype(np.uint8), weights.astype(float)):
+        [found] = weighted.concordance(y / 7, guess / 3, counts[None])
+        assert found == pytest.approx(expected, nan_ok=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    exponent=st.sampled_from([-500, -30, 0, 20, 480]),
+    shift=st.sampled_from([0, 1, -(10**8)]),
+)
+def test_r2_asks_for_no_unit(seed: int, exponent: int, shift: int) -> None:
+    rng = np.random.default_rng(seed)
+    y = np.r_[0, 1, rng.integers(0, 100, 10)]
+    guess = y + rng.integers(-20, 21, 12)
+    counts = np.r_[1, 1, rng.integers(0, 4, 10)]
+    # Powers of two and whole numbers: what is given is what is meant, to the last bit.
+    [found] = weighted.r2(
+        *((values + shift) * 2.0**exponent for values in (y, guess)), counts[None]
+    )
+    repeated = np.repeat(np.arange(12), counts)
+    assert found == pytest.approx(sk.r2_score(y[repeated], guess[repeated]), rel=1e-9, abs=1e-9)
+
+
+def test_r2_of_what_does_not_vary_is_not_defined() -> None:
+    y = np.r_[np.full(6, 72.31), 80.0]
+    counts = np.array([[1, 2, 0, 1, 1, 3, 0], [0, 0, 0, 0, 0, 0, 2], [1, 0, 0, 0, 0, 0, 1]])
+    assert np.isnan(weighted.r2(y, y + 2, counts)).tolist() == [True, True, False]
 
 
 def test_unknown_labels_change_nothing() -> None:
@@ -159,3 +207,27 @@ def test_bad_input_is_named() -> None:
         evaluate("binary", y, scores)
     with pytest.raises(DataError, match="do not fit"):
         evaluate("multiclass", y, y / 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "y", "expected"),
+    [
+        ("binary", [1, 2, 1], "from 0 to 1"),
+        ("binary", [0, np.nan, 1], "from 0 to 1"),
+        ("binary", [0, 0.5, 1], "from 0 to 1"),
+        ("multiclass", [0, -1, 1], "from 0 to 2"),
+        ("ordinal", [0, 3, 1], "from 0 to 2"),
+        ("multilabel", [[0, 1, np.nan], [0, 2, 1], [0, 0, 0]], "NaN for unknown"),
+        ("continuous", [0.5, np.nan, 1], "finite"),
+        ("continuous", [0.5, np.inf, 1], "finite"),
+    ],
+)
+def test_a_label_that_is_none_is_named(kind: str, y: list[Any], expected: str) -> None:
+    scores = np.full(3, 0.5) if kind in ("binary", "continuous") else np.full((3, 3), 1 / 3)
+    with pytest.raises(DataError, match=rf"of 3 labels(.|\n)*row \d(.|\n)*{expected}"):
+        evaluate(kind, np.array(y), scores, resamples=0)
+
+
+def test_labels_of_another_shape_are_refused() -> None:
+    with pytest.raises(DataError, match="do not fit"):
+        evaluate("multilabel", np.zeros((3, 2)), np.zeros((3, 4)))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from galenic import launch
 from galenic.app import report
-from galenic.core.errors import ConfigError, GalenicError
+from galenic.core.errors import ConfigError, DataError, GalenicError
 from galenic.core.run import Run
 from galenic.core.seeds import mean_interval
-from galenic.launch.curve import curve
+from galenic.launch.curve import Arm, curve, resume
 
 DATA = "sample:breast-fna"
 
@@ -51,6 +54,22 @@ def test_fewer_patients_are_a_subset_of_more_and_the_test_patients_stay(tmp_path
     assert few["test"] == more["test"]
 
 
+def test_a_seed_that_cannot_be_told_leaves_a_point_without_a_figure(tmp_path: Path) -> None:
+    # One ill patient is trained on and the other judges: none is left to test.
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(60, 2)), columns=["a", "b"])
+    table["target"] = ["ill", *["well"] * 58, "ill"]
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    made = curve(
+        ["knn"], tmp_path / "cohort.csv", shots=[2], seeds=2, out=tmp_path,
+        columns={"label": "target"},
+    )  # fmt: skip
+    [point] = made.read_json("curve.json")["points"]
+    assert made.state == "finished"
+    assert (point["value"], point["low"], point["per_seed"]) == (None, None, [None, None])
+    assert "knn" in report.write(made.path).read_text(encoding="utf-8")
+
+
 def test_a_curve_that_breaks_says_so_in_its_folder(tmp_path: Path) -> None:
     with pytest.raises(GalenicError):
         curve(["lora"], DATA, shots=[1], seeds=2, out=tmp_path)
@@ -62,6 +81,62 @@ def test_what_gives_no_interval_is_refused(tmp_path: Path, shots: list[int], see
     with pytest.raises(ConfigError, match="at least 2 seeds"):
         curve(["linear"], DATA, shots=shots, seeds=seeds, out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "override", ["split.how=given", "split.shots=3", "split={how: given, seed: 1}"]
+)
+def test_what_a_curve_sets_itself_is_not_overruled_silently(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="set by `galenic curve` itself"):
+        curve(["knn"], DATA, shots=[1], out=tmp_path, overrides=[override])
+    with pytest.raises(ConfigError, match="set by `galenic curve` itself"):
+        curve([Arm("own", "knn", (override,))], DATA, shots=[1], out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("finished", [1, 2])
+def test_points_of_two_manifests_are_not_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: int
+) -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(40, 2)), columns=["a", "b"])
+    table["target"] = ["ill", "well"] * 20
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    whole, started = launch.run, []
+
+    def run(*given: Any, **options: Any) -> Run:
+        started.append(given)
+        if len(started) == finished + 1:
+            raise KeyboardInterrupt
+        return whole(*given, **options)
+
+    monkeypatch.setattr(launch, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        curve(["knn", "linear"], tmp_path / "cohort.csv", shots=[2], seeds=2, out=tmp_path,
+              columns={"label": "target"})  # fmt: skip
+    left = Run.open(tmp_path / "curve-0001")
+    assert left.read_json("status.json")["message"] == "interrupted"
+    table["target"] = rng.permutation(table["target"])
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    with pytest.raises(DataError, match="manifest has changed") as caught:
+        resume(left.path)
+    assert caught.value.where == "cohort.csv"
+    assert left.state == "failed" and not (left.path / "curve.json").exists()
+
+
+def test_arms_that_read_other_columns_stand_in_one_curve(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(40, 2)), columns=["a", "b"])
+    table["one"], table["two"] = ["ill", "well"] * 20, ["no", "no", "yes", "yes"] * 10
+    table.to_csv(tmp_path / "cohort.csv", index=False)
+    arms = [Arm(name, "knn", (f"columns.label={name}",)) for name in ("one", "two")]
+    made = curve(arms, tmp_path / "cohort.csv", shots=[2], seeds=2, out=tmp_path)
+    assert len(made.read_json("curve.json")["points"]) == 2
+
+
+def test_one_blank_seed_blanks_the_mean() -> None:
+    found = mean_interval([0.1, float("nan"), 0.3])
+    assert np.isnan([found["value"], found["low"], found["high"]]).all()
 
 
 def test_the_interval_over_seeds_is_students() -> None:

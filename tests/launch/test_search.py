@@ -79,6 +79,21 @@ def test_a_setting_that_fails_is_told_and_the_others_go_on(
     assert best == [f"{k}={v}" for k, v in tried[1]["settings"].items()]
 
 
+@pytest.mark.parametrize("values", [[None, 0.4], [None, None]])
+def test_what_validation_cannot_tell_is_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[float | None]
+) -> None:
+    given = iter(values)
+    monkeypatch.setattr(launch, "run", lambda *_, **__: _Done(next(given), 0.9))
+    if values[1] is None:
+        with pytest.raises(DataError, match="auroc is not defined on the validation patients"):
+            search("linear", DATA, 2, tmp_path)
+    else:
+        best = search("linear", DATA, 2, tmp_path)
+        tried = _read(tmp_path / "search.json")["tried"]
+        assert best == [f"{k}={v}" for k, v in tried[1]["settings"].items()]
+
+
 def test_when_every_setting_fails_the_first_error_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +124,7 @@ def _read(path: Path) -> Any:
 class _Done:
     """A run of which only the metrics are asked."""
 
-    def __init__(self, validation: float, test: float) -> None:
+    def __init__(self, validation: float | None, test: float) -> None:
         self.metrics = {
             "main": "auroc",
             "validation": {"auroc": {"value": validation}},

@@ -96,6 +96,9 @@ def test_the_worst_follows_the_metric() -> None:
 def test_what_says_nothing_about_sites_is_refused(masses: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="interval"):
         sites(["linear"], masses, seeds=1, out=tmp_path, columns=COLUMNS)
+    for override in ("split.how=given", "split.site=south"):
+        with pytest.raises(ConfigError, match="set by `galenic sites` itself"):
+            sites(["linear"], masses, out=tmp_path, columns=COLUMNS, overrides=[override])
     with pytest.raises(DataError, match="no column of sites"):
         sites(["linear"], "sample:diabetes", out=tmp_path)
     with pytest.raises(DataError, match="0 site"):
@@ -189,15 +192,18 @@ def test_a_site_that_lacks_a_class_is_named(masses: Path, tmp_path: Path) -> Non
     assert "odd" not in error.value.found
 
 
-@pytest.mark.parametrize("codes", [[0.0, 1.0, 3.0], ["1e3", "no", "{x: y}"]])
+@pytest.mark.parametrize(
+    ("codes", "called"),
+    [([0.0, 1.0, 3.0], ["0", "1", "3"]), (["1e3", "no", "{x: y}"], ["1e3", "no", "{x: y}"])],
+)
 def test_a_site_is_text_whatever_it_is_called(
-    masses: Path, tmp_path: Path, codes: list[Any]
+    masses: Path, tmp_path: Path, codes: list[Any], called: list[str]
 ) -> None:
     table = pd.read_csv(masses)
     table["hospital"] = table["hospital"].map(dict(zip(SITES, codes, strict=True)))
     table.to_csv(tmp_path / "named.csv", index=False)
     made = sites(["knn"], tmp_path / "named.csv", seeds=2, columns=COLUMNS, out=tmp_path)
-    assert made.read_json("sites.json")["sites"] == sorted(map(str, codes))
+    assert made.read_json("sites.json")["sites"] == called
 
 
 def test_a_row_of_unknown_site_is_used_nowhere(masses: Path) -> None:

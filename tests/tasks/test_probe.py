@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from galenic import launch
+from galenic.core.config import parse
 from galenic.core.errors import BackboneError, ConfigError
 from galenic.core.fingerprint import fingerprint_module
 from galenic.core.prediction import predict
@@ -117,6 +119,14 @@ def test_what_is_no_probe_is_refused(stripes: Path, tmp_path: Path) -> None:
         start(stripes, tmp_path, "tuner.method=full")
     with pytest.raises(BackboneError, match="has 5 levels of features; 9"):
         start(stripes, tmp_path, "probe.blocks=[9]")
+
+
+@pytest.mark.parametrize(
+    ("key", "values"), [("blocks", [0]), ("blocks", [4, -1]), ("lrs", [0]), ("lrs", [0.01, -0.5])]
+)
+def test_no_block_and_no_rate_are_refused(key: str, values: list[Any]) -> None:
+    with pytest.raises(ConfigError, match=f"probe.{key}"):
+        parse(probe.Config, {"data": "x", "probe": {key: values}})
 
 
 def test_levels_are_those_of_the_network_by_hand(tmp_path: Path) -> None:

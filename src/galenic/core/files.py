@@ -104,7 +104,8 @@ def append_line(path: Path, obj: Any) -> None:
 def read_lines(path: Path) -> list[Any]:
     """The objects of a JSON Lines file; torn lines are left out."""
     found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    # JSON leaves U+2028 and its like as they are: they end a line of text, but none of this file.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
             found.append(json.loads(line))
     return found

@@ -76,11 +76,11 @@ def evaluate(
         names: Metrics; None for all of the kind.
 
     Raises:
-        DataError: If shapes do not fit, or scores are not finite.
+        DataError: If shapes do not fit, labels are none of the kind, or scores are not finite.
         ConfigError: If a metric is unknown or does not suit the kind.
     """
     y, scores, groups = _checked(kind, y, scores, groups)
-    chosen = _names(kind, names)
+    chosen = chosen_metrics(kind, names)
     metrics = _together(kind, y, scores, chosen)
     found = estimates(metrics, groups, resamples=resamples, level=level, seed=seed)
     return dict(zip(chosen, found, strict=True))
@@ -106,7 +106,7 @@ def redrawn(
     The same patients and seed give the same draws, whatever the scores.
     """
     y, scores, groups = _checked(kind, y, scores, groups)
-    metric = _together(kind, y, scores, _names(kind, [name]))
+    metric = _together(kind, y, scores, chosen_metrics(kind, [name]))
     drawn = resampled(metric, groups, resamples, seed).reshape(-1)
     return float(metric(np.ones((1, len(y))))[0, 0]), drawn
 
@@ -138,7 +138,7 @@ def paired_difference(
     """
     y, scores_a, groups = _checked(kind, y, scores_a, groups)
     scores_b = _checked(kind, y, scores_b, groups)[1]
-    chosen = _names(kind, [name])
+    chosen = chosen_metrics(kind, [name])
     first, second = (_together(kind, y, s, chosen) for s in (scores_a, scores_b))
 
     def gap(weights: Array) -> Array:
@@ -237,7 +237,12 @@ def _brier(y: Array, scores: Array, weights: Array) -> Array:
     return weighted.mean_of((scores - y) ** 2, weights)
 
 
-def _names(kind: str, names: Sequence[str] | None) -> list[str]:
+def chosen_metrics(kind: str, names: Sequence[str] | None) -> list[str]:
+    """The metrics that are asked for of a kind of label; all of them where none is named.
+
+    Raises:
+        ConfigError: If one is unknown or does not suit the kind.
+    """
     known = NAMES[kind]
     for name in names or ():
         if name not in known:
@@ -254,12 +259,9 @@ def _checked(
     if kind not in NAMES:
         raise ConfigError(f"There is no kind of label '{kind}'.", expected=", ".join(NAMES))
     y, scores = np.asarray(y), np.asarray(scores, dtype=np.float64)
-    if kind == "continuous" or kind == "multilabel":
-        y = y.astype(np.float64)
-    else:
-        y = y.astype(np.int64)
     wide = kind in ("multiclass", "ordinal", "multilabel")
-    if len(y) != len(scores) or scores.ndim != 1 + wide or not len(y):
+    shape = scores.shape if kind == "multilabel" else scores.shape[:1]
+    if y.shape != shape or scores.ndim != 1 + wide or not len(y):
         raise DataError(
             f"Labels {y.shape} and scores {scores.shape} do not fit a {kind} label.",
             expected="[n] and [n, C]" if wide else "[n] and [n], n at least 1",
@@ -268,14 +270,36 @@ def _checked(
     if bad.any():
         rows = np.unique(np.nonzero(bad)[0])
         raise DataError(f"{len(rows)} of {len(scores)} scores are not finite.")
+    y = _labels(kind, y, scores.shape[1] if kind in ("multiclass", "ordinal") else 2)
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     if len(groups) != len(y):
         raise DataError(f"{len(groups)} patients for {len(y)} samples.", expected="one a sample")
     return y, scores, groups
 
 
+def _labels(kind: str, y: Array, classes: int) -> Array:
+    """Labels as metrics take them: floats where they may be any number or unknown, else codes."""
+    floats = kind in ("continuous", "multilabel")
+    y = y.astype(np.float64) if floats else y
+    if kind == "continuous":
+        good, expected = np.isfinite(y), "finite numbers"
+    elif kind == "multilabel":
+        good, expected = np.isin(y, (0, 1)) | np.isnan(y), "0, 1, or NaN for unknown"
+    else:
+        good, expected = np.isin(y, np.arange(classes)), f"codes from 0 to {classes - 1}"
+    if not good.all():
+        rows = np.unique(np.nonzero(~good)[0])
+        raise DataError(
+            f"{len(rows)} of {len(y)} labels do not fit a {kind} label.",
+            where=f"row {rows[0]}" + (" and others" if len(rows) > 1 else ""),
+            expected=expected,
+            next_step="Leave out what has no label, and code the classes from 0.",
+        )
+    return y if floats else y.astype(np.int64)
+
+
 def metric_function(kind: str, name: str, y: Array, scores: Array) -> Metric:
     """One metric as a function of sample weights: [R, n] to [R]."""
     y, scores, _ = _checked(kind, y, scores, None)
-    together = _together(kind, y, scores, _names(kind, [name]))
+    together = _together(kind, y, scores, chosen_metrics(kind, [name]))
     return lambda weights: together(weights)[:, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,12 @@ from galenic.core.config import Config
 from galenic.evaluation.calibration import calibrate
 from galenic.evaluation.classes import by_class
 from galenic.evaluation.labels import by_label
-from galenic.evaluation.metrics import MAIN, evaluate
+from galenic.evaluation.metrics import MAIN, chosen_metrics, evaluate
 from galenic.evaluation.operating import operating_points
-from galenic.evaluation.subgroups import subgroups
+from galenic.evaluation.subgroups import require_columns, subgroups
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Rate = Annotated[float, Field(gt=0, le=1)]
 
 
 class ScoreConfig(Config):
@@ -26,10 +27,34 @@ class ScoreConfig(Config):
 
     resamples: int = Field(2000, ge=0, description="Bootstrap draws of patients.")
     level: float = Field(0.95, gt=0, lt=1, description="Of every interval.")
-    metrics: list[str] | None = Field(None, description="None: all that suit the label.")
-    sensitivity: list[float] = Field([0.9], description="Wished on validation (binary).")
-    specificity: list[float] = Field([0.9], description="Wished on validation (binary).")
+    metrics: list[str] | None = Field(
+        None, description="Beside the main one; None: all that suit the label."
+    )
+    sensitivity: list[Rate] = Field([0.9], description="Wished on validation (binary).")
+    specificity: list[Rate] = Field([0.9], description="Wished on validation (binary).")
     subgroups: list[str] = Field([], description="Columns whose levels are compared.")
+
+    def names(self, kind: str) -> list[str]:
+        """The metrics of a kind of label, the main one among them.
+
+        Raises:
+            ConfigError: If one does not suit the kind.
+        """
+        return list(dict.fromkeys([*chosen_metrics(kind, self.metrics), MAIN[kind]]))
+
+    def require(self, kind: str, table: pd.DataFrame) -> None:
+        """Check what only the cohort can tell, before anything is trained for it.
+
+        Args:
+            kind: Of the label.
+            table: The manifest.
+
+        Raises:
+            ConfigError: If a metric does not suit the label.
+            DataError: If a column of subgroups is not there.
+        """
+        self.names(kind)
+        require_columns(table, self.subgroups)
 
 
 @dataclass(frozen=True)
@@ -88,11 +113,12 @@ def score(
         "level": config.level,
         "seed": seed,
     }
+    names = config.names(kind)
     results = {
         part: {
             name: estimate.to_dict()
             for name, estimate in evaluate(
-                kind, targets[part], scores[part], groups[part], names=config.metrics, **options
+                kind, targets[part], scores[part], groups[part], names=names, **options
             ).items()
         }
         for part in scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from galenic.evaluation.metrics import MAIN, evaluate, metric_function
 Array = np.ndarray[Any, np.dtype[Any]]
 MOST_LEVELS = 8
 SMALL = 30
+# Significant digits of the ends of a level: so many, and as many as tell any two floats apart.
+DIGITS, EXACT = 4, 17
 
 
 def subgroups(
@@ -48,11 +51,10 @@ def subgroups(
     Raises:
         DataError: If a column is not there.
     """
+    require_columns(table, columns)
     name = MAIN[kind]
     found = []
     for column in columns:
-        if column not in table:
-            raise DataError(f"There is no column '{column}'. {nearest(column, table.columns)}")
         levels = levels_of(table[column])
         entries = []
         for value in sorted(set(levels)):
@@ -83,15 +85,41 @@ def subgroups(
     return found
 
 
+def require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Check that a manifest has the columns of subgroups.
+
+    Raises:
+        DataError: Naming the first that is not there, and the nearest that is.
+    """
+    for column in columns:
+        if column not in table:
+            raise DataError(
+                f"There is no column '{column}'. {nearest(column, table.columns)}".strip(),
+                where="score.subgroups",
+                expected="columns of the manifest",
+            )
+
+
 def levels_of(values: pd.Series) -> Array:
     """A level a sample, as text."""
     if pd.api.types.is_numeric_dtype(values) and values.nunique() > MOST_LEVELS:
-        cut = pd.qcut(values, 4, duplicates="drop")
-        names = cut.map(lambda part: f"{part.left:.4g} to {part.right:.4g}")
-        return names.astype(object).where(values.notna(), "missing").astype(str).to_numpy()
+        part, edges = pd.qcut(values, 4, labels=False, retbins=True, duplicates="drop")
+        ends = _told_apart(edges)
+        names = {place: f"{low} to {high}" for place, (low, high) in enumerate(pairwise(ends))}
+        return part.map(names).fillna("missing").to_numpy()
     text = values.astype(object).where(values.notna(), "missing").astype(str)
     common = text.value_counts().index[:MOST_LEVELS]
     return text.where(text.isin(common), "other").to_numpy()
+
+
+def _told_apart(numbers: Array) -> list[str]:
+    """Different numbers as different texts, of as few digits as that takes."""
+    texts: list[str] = []
+    for digits in range(DIGITS, EXACT + 1):
+        texts = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(texts)) == len(texts):
+            break
+    return texts
 
 
 def _gap(kind: str, name: str, y: Array, scores: Array, levels: Array) -> Any:

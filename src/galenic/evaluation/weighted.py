@@ -60,9 +60,7 @@ def _by_score(y: Array, scores: Array, weights: Array) -> Iterator[tuple[slice, 
     order = np.argsort(scores, kind="stable")
     ordered, label = scores[order], y[order] == 1
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    # Sums of ranks stay below total^2; 32 bits are twice as fast where they hold it.
-    most = int(weights.sum(axis=1).max(initial=0))
-    dtype = np.dtype(np.int32 if most**2 < 2**31 else np.int64)
+    dtype = _whole(weights)
     label = label.astype(dtype)
     step = max(1, BLOCK // max(len(order), 1))
     for start in range(0, len(weights), step):
@@ -73,6 +71,15 @@ def _by_score(y: Array, scores: Array, weights: Array) -> Iterator[tuple[slice, 
             every = np.add.reduceat(every, starts, axis=1, dtype=dtype)
             positive = np.add.reduceat(positive, starts, axis=1, dtype=dtype)
         yield rows, positive, every
+
+
+def _whole(weights: Array) -> np.dtype[Any]:
+    """Of whole numbers up to total^2, which sums over pairs stay below.
+
+    32 bits are twice as fast where they hold it.
+    """
+    most = int(weights.sum(axis=1).max(initial=0))
+    return np.dtype(np.int32 if most**2 < 2**31 else np.int64)
 
 
 def confusion(y: Array, predicted: Array, classes: int, weights: Array) -> Array:
@@ -148,29 +155,79 @@ def ece(confidence: Array, correct: Array, weights: Array, bins: int = ECE_BINS)
 
 
 def r2(y: Array, predicted: Array, weights: Array) -> Array:
-    """Coefficient of determination."""
-    total = weights.sum(axis=1)
-    mean = _divide(weights @ y, total)
-    spread = weights @ y**2 - total * mean**2
-    left = weights @ (y - predicted) ** 2
-    return np.where(spread > 1e-12, 1 - _divide(left, spread), np.nan)
+    """Coefficient of determination; NaN where the truth does not vary."""
+    centred = y - y.mean()
+    scale = np.abs(centred).max() or 1.0
+    truth, error = centred / scale, (y - predicted) / scale
+    # Told from a sample that was drawn: sums of squares then lose no more than `n` roundings,
+    # and equal ones add up to nothing at all.
+    away = truth - truth[np.argmax(weights > 0, axis=1)][:, None]
+    counted = weights * away
+    spread = _dot(counted, away) - _divide(counted.sum(axis=1) ** 2, weights.sum(axis=1))
+    return 1 - _divide(weights @ error**2, spread)
 
 
 def concordance(y: Array, predicted: Array, weights: Array) -> Array:
-    """Share of pairs with different truth whose predictions are in the same order."""
-    hits = np.zeros(len(weights))
-    pairs = np.zeros(len(weights))
-    step = max(1, 4_000_000 // max(len(y), 1))
-    for start in range(0, len(y), step):
-        part = slice(start, start + step)
-        later = y[part, None] > y[None, :]
-        right = later * (
-            (predicted[part, None] > predicted[None, :])
-            + 0.5 * (predicted[part, None] == predicted[None, :])
-        )
-        hits += np.einsum("rp,rp->r", weights[:, part], weights @ right.T)
-        pairs += np.einsum("rp,rp->r", weights[:, part], weights @ later.T.astype(float))
-    return _divide(hits, pairs)
+    """Share of pairs with different truth whose predictions are in the same order, ties half."""
+    truth, guess = (np.unique(values, return_inverse=True)[1] for values in (y, predicted))
+    low, high, start, stop = _in_order(truth, guess)
+    right = np.empty(len(weights))
+    dtype = _whole(weights)
+    step = max(1, BLOCK // max(len(low), 1))
+    for first in range(0, len(weights), step):
+        rows = slice(first, first + step)
+        counts = weights[rows].astype(dtype)
+        below = np.zeros((len(counts), len(low) + 1), dtype)
+        np.cumsum(counts.take(low, axis=1), axis=1, out=below[:, 1:])
+        between = below.take(stop, axis=1) - below.take(start, axis=1)
+        right[rows] = _dot(counts.take(high, axis=1), between)
+    tied = _alike(guess, weights) - _alike(guess * (truth.max() + 1) + truth, weights)
+    pairs = weights.sum(axis=1, dtype=np.float64) ** 2 - _alike(truth, weights)
+    return _divide(2 * right + tied / 2, pairs)
+
+
+def _in_order(truth: Array, guess: Array) -> tuple[Array, Array, Array, Array]:
+    """All pairs in which both truth and guess of one are larger, in n log n runs.
+
+    Two guesses part at the highest bit in which their ranks differ. So each bit, among those
+    alike in all bits above it, pairs who has it with those before him, by truth, who have not.
+
+    Args:
+        truth: Ranks [n]; ties share one.
+        guess: As `truth`.
+
+    Returns:
+        Who is smaller in a pair, one after the other; who is larger; and for each of these, where
+        the run of his smaller ones begins and ends.
+    """
+    parts: list[tuple[Array, Array, Array, Array]] = []
+    passed = 0
+    for bit in range(int(guess.max()).bit_length()):
+        above = guess >> (bit + 1)
+        order = np.lexsort((truth, above))
+        has = (guess[order] >> bit & 1).astype(bool)
+        before = np.r_[0, np.cumsum(~has)] + passed
+        start = before[_first(above[order])]
+        stop = before[_first(above[order] * (truth.max() + 1) + truth[order])]
+        parts.append((order[~has], order[has], start[has], stop[has]))
+        passed = int(before[-1])
+    if not parts:
+        return (np.empty(0, np.int64),) * 4
+    low, high, start, stop = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return low, high, start, stop
+
+
+def _first(codes: Array) -> Array:
+    """For each place the first of the equal ones that it stands among [n]."""
+    new = np.r_[True, codes[1:] != codes[:-1]]
+    return np.maximum.accumulate(np.where(new, np.arange(len(codes)), 0))
+
+
+def _alike(codes: Array, weights: Array) -> Array:
+    """Ordered pairs [R] of one code, each with itself included."""
+    n = len(codes)
+    cells = csr_array((np.ones(n), (np.arange(n), np.unique(codes, return_inverse=True)[1])))
+    return ((weights @ cells) ** 2).sum(axis=1)
 
 
 def over_labels(

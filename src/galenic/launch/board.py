@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from galenic.core.errors import GalenicError
+from galenic.core.progress import tell
 from galenic.core.recipes import Recipe
 from galenic.core.run import Run
 
@@ -15,12 +17,15 @@ if TYPE_CHECKING:
 # Where masks were predicted: figures a case.
 CASES = "cases.parquet"
 PREDICTIONS = "predictions.parquet"
+UNDEFINED = "is not defined on the test patients: a class is missing there, or all are alike"
 
 
 def board(
     finished: Mapping[str, tuple[Recipe, Run]], failed: Mapping[str, GalenicError]
 ) -> dict[str, Any]:
     """What `leaderboard.json` holds: arms best first, costs, paired differences to the best.
+
+    An arm whose main metric is not defined on the test patients is last; `notes` says why.
 
     Args:
         finished: Recipe and run of each arm by name.
@@ -41,9 +46,15 @@ def board(
         for name, (recipe, arm) in finished.items()
     ]
     sign = 1 if greater_is_better(metric) else -1
-    rows.sort(key=lambda row: -sign * row["metrics"][metric]["value"])
-    for row in rows:
-        row["pareto"] = not any(_dominates(other, row, metric, sign) for other in rows)
+    rows.sort(key=lambda row: -_point(row, metric, sign)[0])
+    points = [_point(row, metric, sign) for row in rows]
+    for row, point in zip(rows, points, strict=True):
+        beaten = any(_dominates(other, point) for other in points)
+        row["pareto"] = math.isfinite(point[0]) and not beaten
+    valued = [row for row in rows if row["metrics"][metric]["value"] is not None]
+    notes = {row["recipe"]: f"{metric} {UNDEFINED}" for row in rows if row not in valued}
+    if notes:
+        tell(f"{', '.join(notes)}: {metric} {UNDEFINED}.")
     provenance = first.provenance
     return {
         "data": provenance["data"],
@@ -52,15 +63,20 @@ def board(
         "seed": provenance["seed"],
         "rows": rows,
         "failed": {name: error.message for name, error in failed.items()},
-        "differences": _differences(rows, finished, metric, first),
+        "notes": notes,
+        "differences": _differences(valued, finished, metric, first),
     }
 
 
-def _dominates(a: Mapping[str, Any], b: Mapping[str, Any], metric: str, sign: int) -> bool:
-    def point(row: Mapping[str, Any]) -> tuple[float, float]:
-        return sign * row["metrics"][metric]["value"], -float(row["cost"]["trainable"])
+def _point(row: Mapping[str, Any], metric: str, sign: int) -> tuple[float, float]:
+    """How good an arm is, and how cheap; what is not defined is worse than anything."""
+    value = row["metrics"][metric]["value"]
+    goodness = -math.inf if value is None else sign * value
+    return goodness, -float(row["cost"]["trainable"])
 
-    pairs = list(zip(point(a), point(b), strict=True))
+
+def _dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    pairs = list(zip(a, b, strict=True))
     return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
 
 
@@ -70,10 +86,17 @@ def _differences(
     metric: str,
     first: Run,
 ) -> list[dict[str, Any]]:
-    """Every arm against the best, paired by patient; none where no patient was predicted."""
+    """Every arm against the best, paired by patient; none where no patient was predicted.
+
+    Args:
+        rows: Of arms whose metric is defined, best first.
+        finished: Recipe and run of each arm by name.
+        metric: The main one.
+        first: A run that shows what all have.
+    """
     of_masks = (first.path / CASES).is_file()
     name = CASES if of_masks else PREDICTIONS
-    if not (first.path / name).is_file():
+    if not rows or not (first.path / name).is_file():
         return []
     import numpy as np
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from galenic import launch
-from galenic.core.errors import ConfigError, GalenicError
+from galenic.core.config import apply_overrides
+from galenic.core.errors import ConfigError
+from galenic.core.progress import tell
 from galenic.core.recipes import open_recipe
 from galenic.core.run import Run
+from galenic.launch.board import UNDEFINED
 
 DONE = "done"
 
@@ -24,12 +28,14 @@ class Repeats:
 
     Attributes:
         metric: The main one of the task.
-        values: Its figure on test patients, one a seed.
+        values: Its figure on test patients, one a seed; NaN where it is not defined on them.
+        fingerprints: Of the data, one a seed; '' where no data were read.
         provenance: Of the last run.
     """
 
     metric: str
     values: list[float]
+    fingerprints: list[str]
     provenance: dict[str, Any]
 
 
@@ -46,6 +52,31 @@ def begin(kind: str, told: Mapping[str, Any], out: str | Path) -> Run:
         json.loads(json.dumps(told, default=str)), recipe=kind, task=kind, command=launch.command()
     )
     return whole
+
+
+def require_own(kind: str, own: Sequence[str], overrides: Sequence[str]) -> None:
+    """Check that overrides leave alone what differs between the runs of one folder.
+
+    Args:
+        kind: `curve` or `sites`.
+        own: Dotted keys that it sets itself.
+        overrides: Of the user.
+
+    Raises:
+        ConfigError: Naming the first key that it would overrule.
+    """
+    given = apply_overrides({}, overrides)
+    for key in own:
+        place: Any = given
+        for part in key.split("."):
+            place = place.get(part) if isinstance(place, dict) else None
+        if place is not None:
+            raise ConfigError(
+                f"'{key}' is set by `galenic {kind}` itself, another value for each of its runs.",
+                where="overrides",
+                expected=f"keys other than {', '.join(own)}",
+                next_step="For one run with parts of your own: galenic run.",
+            )
 
 
 def taken_up(kind: str, path: str | Path) -> Run:
@@ -66,10 +97,9 @@ def taken_up(kind: str, path: str | Path) -> Run:
     return whole
 
 
-def end(whole: Run) -> None:
-    """Finish: the figures of single runs stand in its results by now."""
+def tidy(whole: Run) -> None:
+    """Remove the figures of single runs, which stand in its results by now."""
     shutil.rmtree(whole.path / DONE, ignore_errors=True)
-    whole.finish()
 
 
 def repeat(
@@ -87,7 +117,7 @@ def repeat(
     cut off goes on from its last checkpoint.
 
     Args:
-        whole: The run that this is a part of; it says `failed` where a part fails.
+        whole: The run that this is a part of.
         recipe: Name or file.
         data: As for `launch.run`.
         seeds: How many, counted from zero.
@@ -100,21 +130,14 @@ def repeat(
     (whole.path / DONE).mkdir(exist_ok=True)
     overrides = [*overrides, "score.resamples=0"]
     config = open_recipe(recipe).config
-    values = []
+    values, fingerprints = [], []
     for seed in range(seeds):
         asked = json.dumps([recipe, config, str(data), overrides, options, seed], default=str)
         key = hashlib.sha256(asked.encode()).hexdigest()[:16]
         name = f"{DONE}/{key}.json"
         if not (whole.path / name).is_file():
             path = whole.path / "work" / key
-            try:
-                done = _run(path, recipe, data, seed=seed, overrides=overrides, **options)
-            except GalenicError as error:
-                whole.fail(error.found)
-                raise
-            except KeyboardInterrupt:
-                whole.fail("interrupted")
-                raise
+            done = _run(path, recipe, data, seed=seed, overrides=overrides, **options)
             metrics = done.read_json("metrics.json")
             found = {
                 "metric": metrics["main"],
@@ -124,8 +147,11 @@ def repeat(
             whole.write_json(name, found)
             shutil.rmtree(whole.path / "work")
         one = whole.read_json(name)
-        values.append(one["value"])
-    return Repeats(one["metric"], values, one["provenance"])
+        if one["value"] is None:
+            tell(f"Seed {seed}: {one['metric']} {UNDEFINED}. The mean over seeds is left blank.")
+        values.append(math.nan if one["value"] is None else one["value"])
+        fingerprints.append(one["provenance"]["data"].get("fingerprint", ""))
+    return Repeats(one["metric"], values, fingerprints, one["provenance"])
 
 
 def _run(path: Path, recipe: str, data: str | Path | None, **options: Any) -> Run:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from galenic import launch
-from galenic.core.errors import ConfigError, GalenicError, MissingExtraError
+from galenic.core.errors import ConfigError, DataError, GalenicError, MissingExtraError
 from galenic.core.files import atomic_json
 from galenic.core.recipes import Range, Recipe, open_recipe
 
@@ -39,6 +39,7 @@ def search(
 
     Raises:
         ConfigError: If the recipe has nothing to search, or the budget is not positive.
+        DataError: If validation patients cannot tell settings apart, as where they lack a class.
         GalenicError: If every setting failed; the first error.
     """
     opened = open_recipe(recipe)
@@ -75,6 +76,12 @@ def search(
             metrics = done.read_json("metrics.json")
             up = greater_is_better(metrics["main"])
             row["value"] = metrics["validation"][metrics["main"]]["value"]
+            if row["value"] is None:
+                raise DataError(
+                    f"{metrics['main']} is not defined on the validation patients.",
+                    expected="every class among them, or values that differ",
+                    next_step="Give validation more patients: split.val=0.3. Or leave out --budget.",
+                )
             study.tell(trial, row["value"] if up else -row["value"])
         except GalenicError as error:
             errors.append(error)

@@ -19,13 +19,16 @@ from galenic.core.run import Run
 from galenic.core.seeds import mean_interval
 from galenic.data.cohort import Cohort
 from galenic.data.labels import missing
-from galenic.launch.repeats import begin, end, repeat, taken_up
+from galenic.data.tables import words
+from galenic.launch.repeats import begin, repeat, require_own, taken_up, tidy
 
 # With two sites a model is trained on one: that says nothing about sites.
 FEWEST = 3
 # What columns of sites are called; the nearest to one of these is proposed.
 WORDS = ("site", "hospital", "centre", "device", "scanner", "manufacturer", "institution", "region")
 ALIKE = 0.8
+# Keys of the recipes that it sets itself.
+OWN = ("split.how", "split.site")
 
 
 def sites(
@@ -55,13 +58,14 @@ def sites(
         **options: As for `run`.
 
     Raises:
-        ConfigError: If there are fewer than two seeds.
+        ConfigError: If there are fewer than two seeds, or overrides of what it sets itself.
         DataError: If there is no site column, or fewer than three sites to hold out, or one of
             them lacks a class.
         GalenicError: If a run fails; the folder then says `failed`.
     """
     if seeds < 2:
         raise ConfigError(f"{seeds} seed gives no interval.", expected="at least 2 seeds")
+    require_own("sites", OWN, overrides)
     for name in recipes:
         open_recipe(name)
     columns = {key: value for key, value in (columns or {}).items() if value is not None}
@@ -79,7 +83,10 @@ def sites(
         "overrides": list(overrides),
         "options": options,
     }
-    return _carry_out(begin("sites", told, out))
+    whole = begin("sites", told, out)
+    with whole.working():
+        _carry_out(whole)
+    return whole
 
 
 def resume(path: str | Path) -> Run:
@@ -92,14 +99,15 @@ def resume(path: str | Path) -> Run:
     """
     whole = taken_up("sites", path)
     told = whole.config
-    if _mark(Cohort.open(told["data"], **told["columns"])) != told["fingerprint"]:
-        whole.fail("The manifest has changed.")
-        raise DataError(
-            "The manifest has changed since this was begun.",
-            where=Path(told["data"]).name,
-            next_step="Begin anew, without --resume.",
-        )
-    return _carry_out(whole)
+    with whole.working():
+        if _mark(Cohort.open(told["data"], **told["columns"])) != told["fingerprint"]:
+            raise DataError(
+                "The manifest has changed since this was begun.",
+                where=Path(told["data"]).name,
+                next_step="Begin anew, without --resume.",
+            )
+        _carry_out(whole)
+    return whole
 
 
 def _mark(cohort: Cohort) -> str:
@@ -107,7 +115,7 @@ def _mark(cohort: Cohort) -> str:
     return fingerprint_bytes(cohort.fingerprint, "\n".join(_names(cohort).fillna("")))
 
 
-def _carry_out(whole: Run) -> Run:
+def _carry_out(whole: Run) -> None:
     started = time.perf_counter()
     told = whole.config
     points, summary = [], []
@@ -138,8 +146,7 @@ def _carry_out(whole: Run) -> Run:
             "seconds": time.perf_counter() - started,
         },
     )
-    end(whole)
-    return whole
+    tidy(whole)
 
 
 def over_sites(values: Sequence[Sequence[float]], metric: str) -> dict[str, Any]:
@@ -201,8 +208,7 @@ def _likely(columns: Sequence[str]) -> str:
 
 def _names(cohort: Cohort) -> pd.Series:
     """Site of each row, as text; missing where it is not known."""
-    column = cohort.table[cohort.site_column]
-    return column.astype(str).where(column.notna())
+    return words(cohort.table[cohort.site_column])
 
 
 def _require_classes(

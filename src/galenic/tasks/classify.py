@@ -32,7 +32,7 @@ from galenic.pipeline.encoder import PooledEncoder
 from galenic.pipeline.frozen import FrozenCache, Rows
 from galenic.pipeline.inputs import Collate, Inputs
 from galenic.pipeline.mistakes import extremes
-from galenic.pipeline.opening import Opener, open_inputs
+from galenic.pipeline.opening import Opener, open_inputs, require_same
 from galenic.pipeline.paired import PairedRows
 from galenic.pipeline.votes import logits_of
 from galenic.tasks import _heads, _losses
@@ -76,6 +76,7 @@ class Job:
         self.fit_seconds = self.feature_seconds = 0.0
         self.steps = 0
         self.cohort = self._cohort()
+        require_same(run, self.cohort)
         label = self.cohort.label
         if label is None:
             raise DataError(
@@ -87,6 +88,7 @@ class Job:
         self.targets = self.cohort.targets()
         self.splits = make_splits(self.cohort, config.split, config.seed)
         require_seen(label, self.targets, self.splits)
+        config.score.require(label.kind, self.cohort.table)
         run.write_json("splits.json", self.splits.to_dict(config.split.how, config.seed))
         self.backbone, self.inputs = opener(
             self.cohort,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -38,13 +38,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class ProbeConfig(BaseConfig):
     """What is tried; every combination is one probe."""
 
-    blocks: list[int] = Field([1, 4], min_length=1, description="Last blocks whose features stand.")
+    blocks: list[Annotated[int, Field(ge=1)]] = Field(
+        [1, 4], min_length=1, description="Last blocks whose features stand."
+    )
     average: list[bool] = Field(
         [False, True],
         min_length=1,
         description="Whether the mean token of the last one joins them.",
     )
-    lrs: list[float] = Field(
+    lrs: list[Annotated[float, Field(gt=0)]] = Field(
         [1e-4, 5e-4, 1e-3, 5e-3],
         min_length=1,
         description="Peak rates; a tenth of the paper's, which are for SGD.",

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 import galenic
 from galenic import launch
 from galenic.core.config import Config, load_yaml, parse
-from galenic.core.errors import ConfigError, GalenicError, nearest
+from galenic.core.errors import ConfigError, DataError, GalenicError, nearest
 from galenic.core.files import atomic_json
 from galenic.core.progress import tell
 from galenic.core.run import Run
@@ -207,7 +207,9 @@ def _once(data: Data, arm: Arm, seed: int, done: Mapping[str, Run], root: Path, 
     overrides = [text.replace("{data}", str(root)) for text in named]
     if arm.after is not None:
         overrides.append(f"{arm.after.key}={done[arm.after.arm].path}")
-    asked = [_code(), arm.recipe, source, overrides, data.columns, seed]
+    manifest = Path(source)
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
+    asked = [_code(), arm.recipe, source, digest, overrides, data.columns, seed]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     path = out / key
     if path.exists() and Run.open(path).state == "finished":
@@ -271,7 +273,16 @@ def _difference(
     metric = experiment.metric
 
     def values(name: str) -> list[float]:
-        return [metrics["test"][metric]["value"] for metrics, _, _ in runs[data, name]]
+        found = [metrics["test"][metric]["value"] for metrics, _, _ in runs[data, name]]
+        blank = [seed for seed, v in zip(experiment.seeds, found, strict=True) if v is None]
+        if blank:
+            raise DataError(
+                f"Seed {blank[0]} has no {metric}: it is not defined on its test patients.",
+                where=f"arm '{name}' on '{data}'",
+                expected="every class among the test patients of each seed",
+                next_step="Choose other seeds or a larger test part; finished runs are read again.",
+            )
+        return found
 
     sign = 1 if greater_is_better(metric) else -1
     gaps = [sign * (x - y) for x, y in zip(values(pair.a), values(pair.b), strict=True)]

@@ -171,9 +171,11 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def interval(
-    low: float | None, value: float, high: float | None, left: float, right: float
+    low: float | None, value: float | None, high: float | None, left: float, right: float
 ) -> Markup:
-    """A dot with whiskers between `left` and `right`, for a table cell."""
+    """A dot with whiskers between `left` and `right`, for a table cell; nothing without a value."""
+    if value is None:
+        return Markup("")
     span = max(right - left, 1e-9)
 
     def place(number: float) -> float:
