@@ -119,3 +119,9 @@ def test_an_unknown_network_is_a_clear_error(spec: str) -> None:
     with pytest.raises(GalenicError) as error:
         open_backbone(spec)
     assert spec.partition(":")[2] in error.value.message
+
+
+@pytest.mark.parametrize("size", [[32], [32, 32, 32]])
+def test_a_size_has_the_sides_that_the_network_reads(size: list[int]) -> None:
+    with pytest.raises(BackboneError, match="reads 2"):
+        open_backbone("builtin:resnet10?width=4", modality="image", size=size)

@@ -230,7 +230,14 @@ def open_backbone(
             prefix = opened.prefix_tokens + (network is not opened.network)
             opened = replace(opened, network=network, prefix_tokens=prefix)
     if size is not None:
-        sides = (size,) * len(inputs.size or (0, 0)) if isinstance(size, int) else tuple(size)
+        known = inputs.size or (0, 0)
+        sides = (size,) * len(known) if isinstance(size, int) else tuple(size)
+        if inputs.size is not None and len(sides) != len(known):
+            raise BackboneError(
+                f"A size of {len(sides)} sides was given, but '{spec}' reads {len(known)}.",
+                where="input.size",
+                expected=f"one number, or {len(known)}",
+            )
         inputs = replace(inputs, size=sides)
     if max_length is not None:
         window = inputs.max_length or max_length

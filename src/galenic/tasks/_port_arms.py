@@ -115,8 +115,8 @@ class Arms:
         metric = scores[config.predict]["main"]
         values = {arm: found["test"][metric]["value"] for arm, found in scores.items()}
         document: dict[str, Any] = {"metric": metric, "arms": values}
-        if set(FIVE) <= set(values):
-            five = {arm: values[arm] for arm in FIVE}
+        five = {arm: values[arm] for arm in FIVE if values.get(arm) is not None}
+        if len(five) == len(FIVE):
             document["recovery"] = recovery(**five, greater_is_better=greater_is_better(metric))
         self.run.write_json("recovery.json", document)
         if "old_patched" in self._done and self._evolved is not None:
@@ -286,11 +286,13 @@ def gain_of(scores: Mapping[str, Any], metric: str) -> float | None:
         metric: Its name there.
 
     Returns:
-        None where one of the two arms was not scored.
+        None where one of the two arms was not scored, or the metric is not defined on its rows.
     """
     if not {"new", "ported"} <= scores.keys():
         return None
     ported, new = (scores[arm]["validation"][metric]["value"] for arm in ("ported", "new"))
+    if ported is None or new is None:
+        return None
     gain: float = ported - new if greater_is_better(metric) else new - ported
     return gain
 
