@@ -220,6 +220,20 @@ def test_metrics(started: Run) -> None:
     assert math.isnan(started.metrics["f1"].value)
 
 
+@pytest.mark.parametrize("fault", [ValueError("Ann Smith"), KeyboardInterrupt()])
+def test_a_run_that_ends_in_a_fault_says_so_and_may_go_on(
+    started: Run, fault: BaseException
+) -> None:
+    with pytest.raises(type(fault)), started.working():
+        raise fault
+    assert started.state == "failed"
+    assert "Ann" not in (started.path / "status.json").read_text()
+    started.resume()
+    with started.working():
+        pass
+    assert started.state == "finished"
+
+
 def test_broken_json_is_named(started: Run) -> None:
     (started.path / "metrics.json").write_text("{")
     with pytest.raises(RunError, match=r"metrics\.json cannot be read"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from galenic.simulation.controllers import (
     Policy,
     straight_through,
 )
-from galenic.simulation.fitting import fit, personalise, trajectory_error
+from galenic.simulation.fitting import _path_error, fit, personalise, trajectory_error
 from galenic.simulation.lift import beyond, evaluate, far_from_target
 from galenic.simulation.lqr import best_cost
 from galenic.simulation.metamodel import Metamodel, load, metamodel_of
@@ -190,6 +191,23 @@ def test_a_fit_refuses_negative_and_missing_counts(twin: WolfSheep) -> None:
             fit(metamodel_of(twin, "mechanistic"), Paths(x, data.u))
 
 
+@pytest.mark.parametrize("steps", [1, 24, 25, 26, 49, 51, 75])
+def test_every_step_of_a_series_is_fitted_about_as_often(twin: WolfSheep, steps: int) -> None:
+    model = known(twin, "mechanistic")
+    data = own_data(model, steps)
+    told = (data.x + 1).requires_grad_()
+    # Against data that are off everywhere alike, a fit pulls wherever it looks.
+    _path_error(model, Paths(told, data.u), 25).backward()
+    assert told.grad is not None
+    pull = (told.grad * model.scale).abs().sum((0, 2))[1:]
+    assert bool((pull > 0).all())
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    _path_error(model, data, 25)
+    assert len(seen) <= 25
+    assert steps * len(data.x) <= sum(seen) < (steps + 3) * len(data.x)
+
+
 def test_running_away_is_an_error(twin: WolfSheep) -> None:
     model = metamodel_of(twin, "polynomial_2")
     with torch.no_grad():
@@ -198,6 +216,24 @@ def test_running_away_is_an_error(twin: WolfSheep) -> None:
         on_metamodel(model, NoControl(twin.controls, LIMITS), START, 20)
     with pytest.raises(SimulationError, match="infinity"):
         model.trajectory(START, torch.zeros(1, 20, 3))
+
+
+@pytest.mark.parametrize("count", [-2000.0, -1e6, -1e12])
+@pytest.mark.parametrize(("alive", "penalty"), [((), 0.0), ((), 1.0), (("grass",), 1.0)])
+def test_j_is_a_number_far_below_zero(
+    twin: WolfSheep, count: float, alive: tuple[str, ...], penalty: float
+) -> None:
+    goal = objective_of(
+        twin, {"sheep": 104.0}, alive=alive, high=torch.ones(3), late=0.5,
+        control_weight=0.0, penalty=penalty,
+    )  # fmt: skip
+    x = START.repeat(1, 5, 1)
+    x[:, 3, 0] = count
+    x.requires_grad_()
+    cost = goal(x, torch.zeros(1, 4, 3))
+    assert cost.item() == 0.0
+    cost.sum().backward()
+    assert x.grad is not None and bool(torch.isfinite(x.grad).all())
 
 
 # Gradients -------------------------------------------------------------------------------
@@ -295,6 +331,28 @@ def test_training_lowers_j_through_both_models(twin: WolfSheep) -> None:
         twin, model, network(twin, 20), goal, list(range(24)), steps=20, epochs=6, lr=0.05
     )
     assert len(direct) == 6
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda x, u: x * 1e25,
+        # The root is a number at 0, its slope is not.
+        lambda x, u: x + (0 * u.sum()).sqrt(),
+    ],
+    ids=["J", "gradient"],
+)
+def test_training_stops_where_j_or_its_gradient_leaves_the_numbers(
+    twin: WolfSheep, broken: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    policy = OpenLoop(twin.controls, LIMITS, 2)
+
+    def paths(epoch: int) -> Paths:
+        x, u = START.repeat(1, 3, 1), policy.plan[None]
+        return Paths(broken(x, u) if epoch == 1 else x, u)
+
+    with pytest.raises(SimulationError, match="runs away in epoch 2"):
+        train.descend(policy, paths, wished(twin), epochs=3, lr=0.1)
 
 
 # Policies --------------------------------------------------------------------------------

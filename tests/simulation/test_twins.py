@@ -219,7 +219,10 @@ def test_an_effect_on_an_unknown_state_is_refused() -> None:
         ("twin:wolf_sheep", {"widht": 3}, "width", ConfigError),
         ("twin:wolf_sheep", {"sheep": 2.5}, "2.5", ConfigError),
         ("twin:wolf_sheep", {"wolf_gain": -1}, "wolf_gain=-1", ConfigError),
-        ("twin:metabolic", {"rate": float("nan")}, "rate=nan", ConfigError),
+        ("twin:metabolic", {"rate": float("nan")}, "'rate' is nan", ConfigError),
+        ("twin:metabolic", {"inflow": float("inf")}, "'inflow' is inf", ConfigError),
+        ("twin:wolf_sheep", {"width": float("nan")}, "'width' is nan", ConfigError),
+        ("twin:wolf_sheep", {"sheep": float("inf")}, "'sheep' is inf", ConfigError),
         ("twin:metabolic", {"decay": 1.5}, "decay=1.5", ConfigError),
     ],
 )

@@ -106,6 +106,8 @@ class Run:
         config: Mapping[str, Any],
         *,
         recipe: str = "",
+        title: str = "",
+        about: Mapping[str, Any] | None = None,
         task: str = "",
         command: Sequence[str] = (),
         seed: int | None = None,
@@ -117,6 +119,8 @@ class Run:
         Args:
             config: The whole resolved config.
             recipe: Name of the recipe.
+            title: Its name in words.
+            about: What its method is: paper, summary and the like.
             task: Name of the task.
             command: The command line; paths in it lose the user's home and name.
             seed: The seed.
@@ -129,6 +133,8 @@ class Run:
             "provenance.json",
             {
                 "recipe": recipe,
+                "title": title,
+                "about": about or {},
                 "task": task,
                 "command": [anonymous(part) for part in command],
                 "seed": seed,
@@ -184,6 +190,10 @@ class Run:
             raise
         except KeyboardInterrupt:
             self.fail("interrupted")
+            raise
+        except Exception as error:
+            # Its kind alone: its words may hold what stands in a cell.
+            self.fail(type(error).__name__)
             raise
         self.finish()
 

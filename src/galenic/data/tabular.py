@@ -119,7 +119,7 @@ def _numbers(column: pd.Series) -> Array:
     words = found.isna() & column.notna()
     if words.any():
         raise DataError(
-            f"'{column[words].iloc[0]}' is no number.",
+            "A cell is no number.",
             where=f"row {int(np.flatnonzero(words)[0])}, column '{column.name}'",
             expected="a number, as in training, or nothing",
         )

@@ -94,7 +94,18 @@ def run(
         )
     parsed = parse(task.Config, config, where=f"recipe {opened.recipe}")
     made = Run.create(Path(out), opened.recipe, path=path)
-    return _carry_out(task, parsed, _begun(made, parsed, opened.recipe, opened.task))
+    return _carry_out(
+        task,
+        parsed,
+        _begun(
+            made,
+            parsed,
+            recipe=opened.recipe,
+            title=opened.title,
+            about=opened.about.model_dump(),
+            task=opened.task,
+        ),
+    )
 
 
 def predict(
@@ -127,17 +138,11 @@ def predict(
     parsed = parse(task.Config, given, where="predict")
     recipe = Run.open(Path(trained)).provenance.get("recipe", "predict")
     made = Run.create(Path(out), "predict", path=path)
-    return _carry_out(task, parsed, _begun(made, parsed, recipe, "predict"))
+    return _carry_out(task, parsed, _begun(made, parsed, recipe=recipe, task="predict"))
 
 
-def _begun(made: Run, config: Any, recipe: str, task: str) -> Run:
-    made.start(
-        config.model_dump(mode="json"),
-        recipe=recipe,
-        task=task,
-        command=command(),
-        seed=config.seed,
-    )
+def _begun(made: Run, config: Any, **known: Any) -> Run:
+    made.start(config.model_dump(mode="json"), command=command(), seed=config.seed, **known)
     return made
 
 
@@ -195,38 +200,39 @@ def compare(
     finished: dict[str, tuple[Recipe, Run]] = {}
     failed: dict[str, GalenicError] = {}
     arms = sorted(zip(names, opened, recipes, strict=True), key=lambda arm: not _first(arm[1]))
-    for name, recipe, given in arms:
-        words = list(overrides)
-        try:
-            if budget is not None:
-                from galenic.launch.search import search
+    with whole.working():
+        for name, recipe, given in arms:
+            words = list(overrides)
+            try:
+                if budget is not None:
+                    from galenic.launch.search import search
 
-                place = whole.path / "search" / name
-                words += search(given, data, budget, place, seed=seed, overrides=words, **options)
-            arm = run(
-                given,
-                data,
-                out=out,
-                seed=seed,
-                path=whole.path / "arms" / name,
-                overrides=words,
-                **options,
-            )
-        except GalenicError as error:
-            failed[name] = error
-        else:
-            finished[name] = (recipe, arm)
-        gc.collect()
-        # What outlives an arm is loaded libraries: trainers collect often, and need not walk them.
-        gc.freeze()
-    if not finished:
-        first = next(iter(failed.values()))
-        whole.fail(first.found)
-        raise first
-    board = board_of(finished, failed)
-    board["seconds"] = time.perf_counter() - started
-    whole.write_json("leaderboard.json", board)
-    whole.finish()
+                    place = whole.path / "search" / name
+                    words += search(
+                        given, data, budget, place, seed=seed, overrides=words, **options
+                    )
+                arm = run(
+                    given,
+                    data,
+                    out=out,
+                    seed=seed,
+                    path=whole.path / "arms" / name,
+                    overrides=words,
+                    **options,
+                )
+            except GalenicError as error:
+                failed[name] = error
+            else:
+                finished[name] = (recipe, arm)
+            gc.collect()
+            # What outlives an arm is loaded libraries: trainers collect often, and need not walk
+            # them.
+            gc.freeze()
+        if not finished:
+            raise next(iter(failed.values()))
+        board = board_of(finished, failed)
+        board["seconds"] = time.perf_counter() - started
+        whole.write_json("leaderboard.json", board)
     return Comparison(whole.path, board)
 
 

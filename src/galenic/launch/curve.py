@@ -10,14 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from galenic.core.errors import ConfigError
+from galenic.core.config import apply_overrides
+from galenic.core.errors import ConfigError, DataError
 from galenic.core.recipes import open_recipe
 from galenic.core.run import Run
 from galenic.core.seeds import mean_interval
-from galenic.launch.repeats import begin, end, repeat, taken_up
+from galenic.launch.repeats import Repeats, begin, repeat, require_own, taken_up, tidy
 
 SHOTS = (1, 2, 4, 8, 16)
 ALL = "all"
+# Keys of the recipes that a curve sets itself.
+OWN = ("split.how", "split.shots")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def curve(
         **options: As for `run`.
 
     Raises:
-        ConfigError: If there are fewer than two seeds, or shots that are no counts.
+        ConfigError: If there are fewer than two seeds, shots that are no counts, or overrides of
+            what a curve sets itself.
         GalenicError: If a run fails; the curve's folder then says `failed`.
     """
     counts = sorted({int(count) for count in shots if str(count).isdigit()})
@@ -76,6 +80,8 @@ def curve(
         given if isinstance(given, Arm) else Arm(open_recipe(given).recipe, given)
         for given in recipes
     ]
+    for arm in arms:
+        require_own("curve", OWN, [*overrides, *arm.overrides])
     options.setdefault("cache", str(Path(out) / ".cache"))
     told = {
         "arms": [asdict(arm) for arm in arms],
@@ -86,7 +92,10 @@ def curve(
         "overrides": list(overrides),
         "options": options,
     }
-    return _carry_out(begin("curve", told, out))
+    whole = begin("curve", told, out)
+    with whole.working():
+        _carry_out(whole)
+    return whole
 
 
 def resume(path: str | Path) -> Run:
@@ -94,16 +103,21 @@ def resume(path: str | Path) -> Run:
 
     Raises:
         ConfigError: If the folder is no curve.
+        DataError: If the manifest is no longer the one that it began with.
         GalenicError: As for :func:`curve`; or if the curve is finished.
     """
-    return _carry_out(taken_up("curve", path))
+    whole = taken_up("curve", path)
+    with whole.working():
+        _carry_out(whole)
+    return whole
 
 
-def _carry_out(whole: Run) -> Run:
+def _carry_out(whole: Run) -> None:
     started = time.perf_counter()
     told = whole.config
     points = []
     backbones: dict[str, None] = {}
+    seen: dict[str, str] = {}
     for arm in told["arms"]:
         name = arm["name"]
         for count in told["shots"]:
@@ -121,6 +135,7 @@ def _carry_out(whole: Run) -> Run:
                 ],
                 **told["options"],
             )
+            _require_same(seen, arm, found)
             backbones[found.provenance["weights"]["backbone"]] = None
             event = {"event": "point", "recipe": name, "shots": count, "values": found.values}
             whole.log(event)
@@ -139,5 +154,26 @@ def _carry_out(whole: Run) -> Run:
     )
     table = pd.DataFrame(points).drop(columns="per_seed")
     whole.write_text("curve.csv", table.to_csv(index=False))
-    end(whole)
-    return whole
+    tidy(whole)
+
+
+def _require_same(seen: dict[str, str], arm: Mapping[str, Any], found: Repeats) -> None:
+    """Check that the points of a curve are of one manifest.
+
+    Args:
+        seen: Fingerprint by what was read; gains that of `found`.
+        arm: Whose runs `found` is of.
+        found: Of one point.
+
+    Raises:
+        DataError: If two runs that read the same columns had other data.
+    """
+    recipe = open_recipe(arm["recipe"])
+    columns = apply_overrides(recipe.config, arm["overrides"]).get("columns")
+    for fingerprint in found.fingerprints:
+        if seen.setdefault(f"{recipe.task} of {columns}", fingerprint) != fingerprint:
+            raise DataError(
+                "The manifest has changed since this was begun.",
+                where=str(found.provenance["data"].get("name", "data")),
+                next_step="Begin anew, without --resume.",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -43,7 +44,12 @@ def open_twin(source: str, rules: Mapping[str, float]) -> Twin:
                 where="rules",
                 expected=", ".join(known),
             )
-        if known[rule] == "int" and value != int(value):
-            raise ConfigError(f"'{rule}' is {value}.", where="rules", expected="a whole number")
-        values[rule] = int(value) if known[rule] == "int" else float(value)
+        whole = known[rule] == "int"
+        if not math.isfinite(value) or (whole and value != int(value)):
+            raise ConfigError(
+                f"'{rule}' is {value}.",
+                where="rules",
+                expected="a whole number" if whole else "a finite number",
+            )
+        values[rule] = int(value) if whole else float(value)
     return make(kind(**values))

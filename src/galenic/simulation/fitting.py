@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,7 @@ def fit(model: Metamodel, data: Paths, *, segment: int = 25, iterations: int = 1
     Args:
         model: To fit.
         data: Mean counts and controls, one path a pattern.
-        segment: Steps of a trajectory; whole series where they are shorter.
+        segment: Steps of a trajectory, at most; a series is cut into equal parts.
         iterations: Of L-BFGS, at most, for each of the two.
 
     Returns:
@@ -90,10 +91,12 @@ def _slope_error(model: Metamodel, data: Paths) -> Tensor:
 
 
 def _path_error(model: Metamodel, data: Paths, segment: int) -> Tensor:
-    """Error of trajectories that begin at the data every `segment` steps."""
+    """Error of trajectories of up to `segment` steps that begin at the data and cover all of it."""
     steps = data.u.shape[1]
-    length = min(segment, steps)
-    starts = range(0, steps - length + 1, length)
+    count = math.ceil(steps / segment)
+    length = math.ceil(steps / count)
+    # Where the parts are not quite equal, the last one begins within the one before.
+    starts = [min(place * length, steps - length) for place in range(count)]
     x = torch.cat([data.x[:, s : s + length + 1] for s in starts])
     u = torch.cat([data.u[:, s : s + length] for s in starts])
     y, gaps = x[:, 0], []

@@ -13,6 +13,8 @@ from galenic.simulation.twin import Twin, index_of, scales
 
 # Share of the typical count at which a class is in danger.
 _NEAR = 0.04
+# A polynomial metamodel may go far below zero; beyond this many of those shares it is no worse.
+_DEEPEST = -20.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Objective:
 
     def _danger(self, x: Tensor) -> Tensor:
         """What :meth:`lost` has for a gradient: it grows as late counts come near zero [runs]."""
-        return (torch.exp(-self.end(x) / (_NEAR * self.scale)) * self.alive).sum(-1).mean(-1)
+        near = (self.end(x) / (_NEAR * self.scale)).clamp(min=_DEEPEST)
+        return (torch.exp(-near) * self.alive).sum(-1).mean(-1)
 
 
 def objective_of(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from galenic.core.errors import DataError
 from galenic.simulation.rollout import Paths
-from galenic.simulation.twin import Control, State, Twin, checked_control
+from galenic.simulation.twin import Control, State, Twin, bounds
 
 _HEADER = re.compile(r"^\s*(?P<name>[^\[\]]+?)\s*\[(?P<unit>[^\[\]]+)\]\s*$")
 
@@ -46,7 +46,16 @@ def read_series(path: Path, twin: Twin) -> Paths:
         raise DataError(
             "A count is negative.", where=f"{path.name}, row {row + 1}, '{twin.states[state].name}'"
         )
-    checked_control(u, twin.controls, len(u))
+    low, high = bounds(twin.controls)
+    beyond = ((u < low) | (u > high)).nonzero()
+    if len(beyond):
+        row, place = beyond[0].tolist()
+        control = twin.controls[place]
+        raise DataError(
+            "A control is out of bounds.",
+            where=f"{path.name}, row {row + 1}, '{control.name}'",
+            expected=f"{control.low:g} to {control.high:g} {control.unit}",
+        )
     return Paths(x[None], u[None])
 
 

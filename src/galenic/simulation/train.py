@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from galenic.core.errors import SimulationError
 from galenic.simulation.controllers import Policy
 from galenic.simulation.metamodel import Metamodel
 from galenic.simulation.objective import Objective
@@ -85,7 +86,11 @@ def descend(
     epochs: int,
     lr: float,
 ) -> list[float]:
-    """Adam on the mean J of the paths of each epoch; the rate falls to zero, gradients to norm 1."""
+    """Adam on the mean J of the paths of each epoch; the rate falls to zero, gradients to norm 1.
+
+    Raises:
+        SimulationError: If J or the policy leaves the numbers.
+    """
     optimiser = torch.optim.Adam(policy.parameters(), lr=lr)
     fall = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=epochs)
     history = []
@@ -98,4 +103,11 @@ def descend(
         optimiser.step()
         fall.step()
         history.append(loss.item())
+        if not all(bool(torch.isfinite(part).all()) for part in (loss, *policy.parameters())):
+            raise SimulationError(
+                f"The metamodel runs away in epoch {epoch + 1}.",
+                where="training of the controller",
+                expected="a finite J with finite gradients",
+                next_step="Fit it on more patterns, choose another family, or a shorter horizon.",
+            )
     return history

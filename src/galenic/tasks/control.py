@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from safetensors.torch import load_file, save
@@ -82,7 +82,9 @@ class Config(BaseConfig):
     runs: int = Field(8, ge=1, description="Runs of the twin a trial, or a step on the twin.")
     epochs: int = Field(150, ge=1, description="Steps of Adam through the metamodel.")
     lr: float = Field(0.02, gt=0, description="Of Adam there; a quarter of it on the twin.")
-    hidden: list[int] = Field([16, 16], description="Widths of the network.")
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(
+        [16, 16], description="Widths of the network."
+    )
     held: int = Field(200, ge=2, lt=1_000_000, description="Held-out runs that are judged.")
     resamples: int = Field(2000, ge=0, description="Bootstrap draws of held-out runs.")
     seed: int = Field(0, ge=0)

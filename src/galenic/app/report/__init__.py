@@ -34,11 +34,11 @@ def write(path: Path) -> Path:
         context, template = read_sites(run), "grid.html.j2"
     elif (run.path / "leaderboard.json").is_file():
         context = read_comparison(run)
-    elif (run.path / "control.json").is_file():
+    elif (run.path / "trajectories.parquet").is_file():
         context, template = read_control(run), "control.html.j2"
     elif (run.path / "detection.json").is_file():
         context, template = read_detection(run), "detection.html.j2"
-    elif run.provenance.get("task") == "merged":
+    elif run.provenance.get("task") == "merged" and (run.path / "sweep.json").is_file():
         context, template = read_merged(run), "sweep.html.j2"
     else:
         context = read_run(run) | {"sweep": read_sweep(run)}

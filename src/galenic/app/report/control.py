@@ -29,7 +29,6 @@ def read_control(run: Run) -> dict[str, Any]:
     )
     return frame(run) | {
         "title": document["twin"],
-        "data": run.provenance["data"],
         "document": document,
         "metrics": scores["test"],
         "main": scores["main"],

@@ -23,7 +23,6 @@ def read_detection(run: Run) -> dict[str, Any]:
     document["shown"] = with_pictures(run, document["shown"])
     return frame(run) | {
         "title": run.provenance.get("recipe", run.path.name),
-        "data": run.provenance["data"],
         "backbone": run.provenance["weights"]["backbone"],
         "metrics": scores["test"],
         "main": scores["main"],

@@ -6,7 +6,6 @@ from typing import Any
 
 from galenic.core.errors import RunError
 from galenic.core.files import atomic_write
-from galenic.core.recipes import open_recipe
 from galenic.core.run import Run
 
 
@@ -19,7 +18,8 @@ def write_card(run: Run) -> None:
         scores = run.read_json("metrics.json")
     except RunError:
         return
-    recipe = open_recipe(name)
+    about = provenance.get("about") or {}
+    said = [about.get("summary"), f"Method: {about['paper']}." if about.get("paper") else ""]
     lines = [
         "---",
         "library_name: galenic",
@@ -27,10 +27,9 @@ def write_card(run: Run) -> None:
         f"tags: [galenic, {name}, biomedical]",
         "---",
         "",
-        f"# {recipe.title} on {data.get('title') or data.get('name', 'a cohort')}",
+        f"# {provenance.get('title') or name} on {data.get('title') or data.get('name', 'a cohort')}",
         "",
-        f"{recipe.about.summary} Method: {recipe.about.paper}.",
-        "",
+        *([" ".join(filter(None, said)), ""] if any(said) else []),
         "## Intended use",
         "",
         "Research. It is no medical device, and nobody has approved it for care.",

@@ -25,6 +25,9 @@ from galenic.evaluation.curves import confusion_table, pr_curve, roc_curve
 MOST_CURVES = 6
 # Below this nobody asks where the time went.
 NOTICED_S = 1.0
+# What a page says of its data, where the run ended before they were described, or has none.
+UNDESCRIBED: dict[str, Any] = {"name": "", "title": "", "kind": "", "n": 0, "patients": 0,
+                               "classes": [], "fingerprint": "", "license": ""}  # fmt: skip
 
 
 def read_run(run: Run) -> dict[str, Any]:
@@ -32,7 +35,6 @@ def read_run(run: Run) -> dict[str, Any]:
     arm = _arm(run, run.provenance.get("recipe", run.path.name))
     return frame(run) | {
         "title": arm["name"],
-        "data": run.provenance.get("data") or {},
         "backbone": (run.provenance.get("weights") or {}).get("backbone", ""),
         "metric": arm["metric"],
         "board": None,
@@ -80,11 +82,12 @@ def read_comparison(run: Run) -> dict[str, Any]:
 
 def frame(run: Run) -> dict[str, Any]:
     """What every report says of its run."""
-    status = run.read_json("status.json")
+    status, provenance = run.read_json("status.json"), run.provenance
     return {
         "state": status["state"],
         "message": status.get("message", ""),
-        "provenance": run.provenance,
+        "provenance": provenance,
+        "data": UNDESCRIBED | (provenance.get("data") or {}),
         "date": datetime.now(UTC).date().isoformat(),
     }
 

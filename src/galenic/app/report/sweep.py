@@ -13,8 +13,7 @@ from galenic.core.run import Run
 def read_merged(run: Run) -> dict[str, Any]:
     """Context of the page of merged runs."""
     # Of several runs there is no one cohort; theirs are named in their own reports.
-    none = {"fingerprint": "", "license": ""}
-    return frame(run) | {"title": "Merge", "data": none, "sweep": read_sweep(run)}
+    return frame(run) | {"title": "Merge", "sweep": read_sweep(run)}
 
 
 def read_sweep(run: Run) -> dict[str, Any] | None:
