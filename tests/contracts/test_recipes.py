@@ -31,6 +31,8 @@ FILES = (
     "mistakes.json",
     "head.safetensors",
 )
+# Their loss is one of all samples together, which has no interval.
+OF_ALL_SAMPLES = ("barlow-twins",)
 
 
 @pytest.fixture(params=RECIPES)
@@ -196,7 +198,10 @@ def test_quick_writes_every_file_of_a_run(recipe: Recipe, quick_runs: Any) -> No
     assert [name for name in files if not (run.path / name).is_file()] == []
     main = run.read_json("metrics.json")["main"]
     estimate = run.metrics[main]
-    assert estimate.low <= estimate.value <= estimate.high
+    if recipe.recipe in OF_ALL_SAMPLES:
+        assert np.isnan([estimate.low, estimate.high]).all() and np.isfinite(estimate.value)
+    else:
+        assert estimate.low <= estimate.value <= estimate.high
 
 
 def test_same_seed_gives_the_same_predictions(recipe: Recipe, quick_runs: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from galenic.core.errors import BackboneError
 from galenic.core.inputs import InputSpec
-from galenic.models.backbone import Backbone, Opened
+from galenic.models.backbone import Backbone, Opened, open_backbone
 from galenic.models.detection.boxes import (
     best,
     complete_iou,
@@ -221,6 +221,17 @@ def test_images_without_boxes_have_a_class_loss_alone(network: Backbone) -> None
         losses = fcos_losses(detector(torch.randn(2, 3, 64, 64)), *none, "giou")
         assert losses["box"] == 0 and losses["centre"] == 0
         assert torch.isfinite(losses["class"]) and losses["class"] > 0
+
+
+def test_places_are_exact_in_half_precision() -> None:
+    detector = Fcos(open_backbone("builtin:resnet10?width=4", size=(1536, 32)), 1, width=8).eval()
+    pixels = torch.randn(1, 3, 1536, 32)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        raw = detector(pixels)
+    places = grid(1536, (8,))[0]
+    assert torch.equal(raw.places[: 192 * 4], places[places[:, 0] < 32])
+    assert raw.strides.unique().tolist() == [8, 16, 32]
+    assert raw.boxes.dtype == torch.float32
 
 
 def test_a_detector_learns_two_images_by_heart(network: Backbone) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from galenic.core.checkpoint import Moving
 from galenic.core.errors import DataError
+from galenic.core.prediction import predict
 from galenic.models.backbone import Backbone, open_backbone
 from galenic.objectives import pretraining
 from galenic.objectives.pretraining._momentum import MomentumContrast, contrast
@@ -128,10 +131,21 @@ def test_twins_correlate_normed_features() -> None:
     normed = [(v - v.mean(0)) / np.sqrt(v.var(0) + 1e-5) for v in views]
     matrix = torch.from_numpy(normed[0].T @ normed[1] / 5)
     assert loss["loss"].item() == pytest.approx(redundancy(matrix, 0.0051).item(), rel=1e-3)
-    assert loss["losses"].shape == (5,)
     loss["loss"].backward()
     with pytest.raises(DataError, match="one sample"):
         found(**batch(backbone, 1))
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_the_loss_of_twins_is_one_of_all_samples(size: int) -> None:
+    backbone = opened()
+    config = pretraining.parse({"method": "barlow_twins", "dim": 6})
+    found = pretraining.build(backbone, config, 0).eval()
+    whole = batch(backbone, 9)
+    rows: Any = [{key: value[at] for key, value in whole.items()} for at in range(9)]
+    outputs = predict(found, rows, collate=default_collate, batch_size=size)
+    judged = pretraining.together(config, outputs)
+    assert judged == pytest.approx(found(**whole)["loss"].item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["moco", "barlow_twins"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from galenic.core.errors import BackboneError
+from galenic.core.errors import BackboneError, DataError
 from galenic.models.backbone import Backbone, open_backbone
 from galenic.objectives import pretraining
 from galenic.objectives.pretraining._features import FeatureDistillation
@@ -115,6 +115,25 @@ def test_the_teacher_sees_pixels_in_its_own_units() -> None:
     own = (picture - mean) / std
     theirs = (picture - 0.5) / 0.5
     torch.testing.assert_close(own * objective.scale + objective.shift, theirs)
+
+
+def test_slices_of_a_volume_are_pictures() -> None:
+    objective = built().train()
+    given = batch(size=6)
+    flat = objective(**given)
+    volumes = given["pixel_values"].unflatten(0, (2, 3))
+    found = objective(draws=torch.arange(2), pixel_values=volumes)
+    for name in ("losses", "pooled_losses", "place_losses"):
+        torch.testing.assert_close(found[name], flat[name].view(2, 3).mean(dim=1))
+    # One volume of several slices can be trained on.
+    assert objective(draws=torch.arange(1), pixel_values=volumes[:1])["loss"].isfinite()
+
+
+def test_a_batch_of_one_picture_is_refused_in_training_alone() -> None:
+    objective = built()
+    assert objective.eval()(**batch(size=1))["losses"].shape == (1,)
+    with pytest.raises(DataError, match="cannot be standardised"):
+        objective.train()(**batch(size=1))
 
 
 def test_networks_that_see_no_pictures_are_refused() -> None:

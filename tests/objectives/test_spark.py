@@ -246,6 +246,20 @@ def test_norms_of_a_sample_see_its_active_positions() -> None:
             np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
+def test_a_window_that_sees_nothing_passes_no_gradient() -> None:
+    active = torch.eye(2, dtype=torch.bool).view(1, 1, 2, 2)
+    scale, maps = torch.ones((), requires_grad=True), torch.randn(1, 3, 16, 16)
+    with Sparse(active, [(16, 16), (8, 8)]):
+        found = functional.avg_pool2d(functional.silu(maps * scale), 2)
+    found.square().sum().backward()
+    region = torch.eye(2).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    plain = torch.ones((), requires_grad=True)
+    wanted = functional.avg_pool2d(functional.silu(maps * plain) * region, 2)
+    wanted.square().sum().backward()
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(scale.grad, plain.grad)
+
+
 def test_pools_see_active_positions_only() -> None:
     x = -torch.rand(2, 6, 8, 8) - 1
     mask = ACTIVE.repeat_interleave(4, 2).repeat_interleave(4, 3)

@@ -13,11 +13,13 @@ from PIL import Image
 
 from galenic import launch
 from galenic.app import report
+from galenic.core.config import parse
 from galenic.core.errors import ConfigError, DataError
 from galenic.core.run import Run
 from galenic.data.cohort import Cohort
 from galenic.models.detection.fcos import Fcos
 from galenic.tasks import detect
+from galenic.tasks._detect_config import Config
 
 SIDE = 48
 SMALL = (
@@ -220,6 +222,12 @@ def test_pixels_that_move_without_their_boxes_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="boxes do not follow"):
         run(manifest, tmp_path, f"input.augment.{way}")
+
+
+@pytest.mark.parametrize("strides", [[0], [-8], [16, 8], [8, 8]])
+def test_strides_ascend_from_one(strides: list[int]) -> None:
+    with pytest.raises(ConfigError, match="each larger than the one before"):
+        parse(Config, {"data": "x", "detector": {"strides": strides}})
 
 
 def test_a_class_that_training_never_sees_is_named(manifest: Path, tmp_path: Path) -> None:

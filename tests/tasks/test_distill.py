@@ -8,15 +8,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from galenic import launch
 from galenic.core.errors import BackboneError, ConfigError, DataError
 from galenic.core.prediction import predict
 from galenic.core.run import Run
+from galenic.data.augment import AugmentConfig
+from galenic.data.cohort import Cohort
 from galenic.models.backbone import open_backbone
 from galenic.objectives.classification import Classifier
-from galenic.tasks import distill
+from galenic.objectives.distillation import Distiller
+from galenic.objectives.imbalance import as_classes
+from galenic.pipeline.frozen import Rows
+from galenic.pipeline.inputs import Inputs
+from galenic.tasks import classify, distill
 
 CNN = "builtin:resnet10?width=4"
 VIT = "builtin:vit?width=16&depth=2&heads=2&patch=8&image=32"
@@ -55,6 +63,11 @@ def teacher(place: Path) -> Run:
     return start(place, "linear", f"backbone={CNN}", "input.size=32")
 
 
+@pytest.fixture(scope="module")
+def neighbours(place: Path) -> Run:
+    return start(place, "knn", f"backbone={CNN}", "input.size=32")
+
+
 def taught(place: Path, teacher: Run, *overrides: str, **values: Any) -> Run:
     return start(
         place, "deit", f"backbone={VIT}", f"distill.teacher={teacher.path}", *overrides, **values
@@ -88,6 +101,28 @@ def test_pictures_that_do_not_change_are_shown_to_the_teacher_once(
     np.testing.assert_allclose(scores(anew), scores(ahead), atol=1e-4)
 
 
+@pytest.mark.parametrize("augment", [[], ["input.augment={shift: 0, intensity: 0}"]])
+def test_votes_of_neighbours_teach_what_they_say(
+    place: Path, neighbours: Run, augment: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lessons: list[tuple[Tensor, Tensor]] = []
+    lesson = Distiller._lesson
+
+    def heard(self: Distiller, taught: Tensor, teacher: Tensor) -> Tensor:
+        lessons.append(as_classes(teacher).softmax(dim=1))
+        return lesson(self, taught, teacher)
+
+    monkeypatch.setattr(Distiller, "_lesson", heard)
+    run = taught(place, neighbours, "schedule.epochs=1", *augment)
+    shares = torch.cat(lessons)[:, 1].sort().values.numpy()
+    job, teacher = classify.load(neighbours)
+    train = run.read_json("splits.json")["train"]
+    rows = Rows(train, job.targets, inputs=job.inputs)
+    votes = np.sort(predict(teacher, rows, collate=job.collate)["logits"])
+    assert 0.1 < (votes > 0.5).mean() < 0.9
+    np.testing.assert_allclose(shares, votes.clip(1e-4, 1 - 1e-4), atol=1e-5)
+
+
 def test_what_was_saved_predicts_the_same_and_opens_as_a_backbone(
     place: Path, teacher: Run
 ) -> None:
@@ -103,6 +138,38 @@ def test_what_was_saved_predicts_the_same_and_opens_as_a_backbone(
     assert (opened.prefix_tokens, opened.grid) == (2, (4, 4))
     state = job.backbone.network.state_dict()
     assert all((state[n] == t).all() for n, t in opened.network.state_dict().items())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_student_and_teacher_see_one_draw(place: Path, channels: int) -> None:
+    cohort = Cohort.open(place / "pictures.csv", inputs=["image"])
+    student = open_backbone(VIT)
+    teacher = open_backbone(CNN, size=64, channels=channels)
+    augment = AugmentConfig(
+        crop=(0.3, 0.9), flip=True, turns=True, shift=0.2, intensity=0.3, channel_drop=0.3
+    )
+    options: dict[str, Any] = {"augment": augment, "seed": 5}
+    shared = distill._Shared(cohort, student, asked=Inputs(cohort, teacher), **options)
+    alone = Inputs(cohort, student, **options)
+    for row in range(4):
+        for inputs in (shared, alone):
+            inputs.set_epoch(row)
+        seen = shared[row]
+        own, theirs = seen["pixel_values"], seen["teacher.pixel_values"]
+        # What a student is shown does not depend on whether somebody else is asked.
+        np.testing.assert_array_equal(own, alone[row]["pixel_values"])
+        assert theirs.shape == (channels, 64, 64)
+        # Grey as stored: of what is not dropped, both show one picture.
+        mean, std = (
+            np.reshape(side, (-1, 1, 1)) for side in (student.inputs.mean, student.inputs.std)
+        )
+        spec = teacher.inputs
+        grey = (own * std + mean).max(axis=0)
+        large = (theirs * np.reshape(spec.std, (-1, 1, 1)) + np.reshape(spec.mean, (-1, 1, 1))).max(
+            axis=0
+        )
+        small = large.reshape(32, 2, 32, 2).mean(axis=(1, 3))
+        assert np.corrcoef(grey.ravel(), small.ravel())[0, 1] > 0.9
 
 
 def test_alone_it_trains_its_teacher_on_the_same_split(place: Path) -> None:

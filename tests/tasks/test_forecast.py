@@ -21,6 +21,8 @@ from galenic.core.run import Run
 from galenic.data.events import meds, ordered
 from galenic.data.events.schema import BIRTH, DEATH, SCHEMA
 from galenic.tasks import forecast
+from galenic.tasks._forecast_config import Config
+from galenic.tasks._forecast_records import Records
 
 SMALL = [
     "tasks=[length_of_stay,readmission]",
@@ -214,6 +216,45 @@ def test_nothing_of_test_patients_enters_the_vocabulary(quick: Callable[..., Run
     assert len(job.records.histories(job.records.splits.test, job.vocabulary)) == len(
         job.records.splits.test
     )
+
+
+def test_few_shots_are_all_that_is_asked_and_the_others_are_read(
+    quick: Callable[..., Run],
+) -> None:
+    run = quick("split={how: few_shot, shots: 2}")
+    job, parts = forecast.load(run), run.read_json("splits.json")
+    asked = job.samples.patients[job.rows("train", [0, 1])]
+    assert set(asked) == set(parts["train"]) and len(parts["train"]) < 10
+    held = set(parts["val"]) | set(parts["test"])
+    assert set(parts["trained_on"]) == set(range(60)) - held
+    assert set(parts["train"]) < set(parts["trained_on"])
+    assert len(job.histories(job.records.trained_on)) == len(parts["trained_on"])
+    trained = run.read_json("tasks.json")[0]["train"]["n"]
+    assert trained <= 3 * len(parts["train"])
+
+
+def questions(folder: Path, rule: Callable[[int, int], bool]) -> Config:
+    """Thirty patients of two stays, long where the rule of patient and stay says so."""
+    rows = []
+    for number in range(30):
+        who, start = {"patient_id": f"p{number:02d}"}, datetime(2020, 1, 1, tzinfo=UTC)
+        for visit in range(2):
+            end = start + timedelta(days=10 if rule(number, visit) else 3)
+            stay = {**who, "encounter_id": f"{number}-{visit}", "source": "encounter"}
+            rows.append({**stay, "time": start, "code": "ENCOUNTER//IMP", "end": end})
+            start = end + timedelta(days=100)
+    found = meds.write(ordered(pl.DataFrame(rows, schema=SCHEMA)), folder, {})
+    return Config(data=str(found), tasks=["length_of_stay"])
+
+
+def test_both_answers_of_every_patient_are_two_answers(tmp_path: Path) -> None:
+    records = Records(questions(tmp_path, lambda number, visit: visit == 0))
+    assert sorted(records.asked["label"].unique()) == [0, 1]
+
+
+def test_one_answer_in_training_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'length_of_stay' has only one value in training"):
+        Records(questions(tmp_path, lambda number, visit: True))
 
 
 def test_a_task_may_stand_in_the_config(data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -337,6 +338,11 @@ def test_tables_are_read_by_the_mapping_and_the_clock_of_the_run(
     pd.testing.assert_frame_equal(own, plain)
     elsewhere = predicted(run, tables, tmp_path, stays, timezone="America/Lima")
     assert np.abs(elsewhere["p_died"] - own["p_died"]).max() > 1e-3
+    # Cutoffs without a zone hang on the clock of the events, wherever that is.
+    naive = hospital.stays.assign(cutoff=f"{CUTOFF.astimezone(ZoneInfo('Asia/Tokyo')):%F %H:%M}")
+    clocks = listed(naive, tmp_path / "clocks.csv")
+    for zone in (None, "America/Lima"):
+        pd.testing.assert_frame_equal(predicted(run, tables, tmp_path, clocks, timezone=zone), own)
 
 
 def test_what_is_asked_of_the_wrong_run_is_named(

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from galenic import launch
+from galenic.app import report
 from galenic.core import trainer
 from galenic.core.errors import ConfigError
 from galenic.core.run import Run
@@ -109,3 +110,29 @@ def test_prototypes_move_after_the_first_epoch_and_a_resume_ends_on_the_same_bit
 def test_views_need_something_varied(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="compares 2 views"):
         go(manifest, tmp_path, "input.augment=null")
+
+
+def test_a_loss_of_all_samples_has_no_interval_and_no_batch_size(
+    manifest: Path, tmp_path: Path
+) -> None:
+    found = [
+        launch.run(
+            "barlow-twins", manifest, out=tmp_path, seed=1,
+            overrides=[
+                f"backbone={CNN}", "input.size=32", "pretraining.dim=8", "schedule.max_steps=2",
+                "schedule.batch_size=8", f"schedule.eval_batch_size={size}", "resamples=20",
+            ],
+        )
+        for size in (3, 64)
+    ]  # fmt: skip
+    one, other = (run.metrics["loss"] for run in found)
+    assert one.value == pytest.approx(other.value, rel=1e-4)
+    document = found[0].read_json("metrics.json")
+    for part in ("test", "validation"):
+        assert document[part]["loss"]["low"] is None and document[part]["loss"]["n"] > 1
+    watched = [e["loss"] for e in found[0].events() if e.get("event") == "validation"]
+    assert watched[-1] == pytest.approx(document["validation"]["loss"]["value"], rel=1e-4)
+    table = pd.read_parquet(found[0].path / "losses.parquet")
+    assert list(table) == ["row", "split"]
+    assert report.write(found[0].path).is_file()
+    assert (found[0].path / "README.md").is_file()

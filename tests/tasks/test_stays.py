@@ -19,12 +19,13 @@ from galenic.core.errors import ConfigError, DataError
 from galenic.core.fingerprint import fingerprint_bytes
 from galenic.core.prediction import predict
 from galenic.core.run import Run
+from galenic.data.cohort import Cohort
 from galenic.data.events import ordered
 from galenic.data.events.schema import SCHEMA
 from galenic.models.backbone import open_backbone
 from galenic.pipeline.encoder import PooledEncoder
 from galenic.pipeline.stays import StayCollate, StayEncoder, note_inputs
-from galenic.tasks import stays
+from galenic.tasks import _stays_reading, stays
 from galenic.tasks._stays_config import Config
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -350,6 +351,22 @@ def test_a_manifest_that_does_not_fit_the_events_is_named(
     change(pd.read_csv(given["stays"])).to_csv(file, index=False)
     with pytest.raises(DataError, match=words):
         start({**given, "stays": str(file)}, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("cutoffs", "hour"),
+    [
+        (["2026-07-01 12:00", "2026-07-01T12:00:00.000"], 10),
+        (["2026-07-01 12:00:00Z", "2026-07-01T14:00:00+02:00"], 12),
+        (pd.to_datetime(["2026-07-01 12:00"] * 2), 10),
+        (pd.to_datetime(["2026-07-01 12:00"] * 2, utc=True), 12),
+    ],
+)
+def test_cutoffs_without_a_zone_hang_on_the_clock_of_the_events(cutoffs: Any, hour: int) -> None:
+    table = pd.DataFrame({"patient_id": ["a", "b"], "cutoff": cutoffs})
+    cohort = Cohort.open(table, inputs=["cutoff"])
+    found = _stays_reading.cutoffs(cohort, "Europe/Rome")["cutoff"]
+    assert found.to_list() == [datetime(2026, 7, 1, hour, tzinfo=UTC)] * 2
 
 
 def test_without_a_note_the_notes_are_refused(tmp_path: Path) -> None:

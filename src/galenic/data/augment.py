@@ -112,6 +112,19 @@ def draw(
     return drawn
 
 
+def carried(drawn: Draw, before: tuple[int, ...], after: tuple[int, ...]) -> Draw:
+    """The same draw of the same picture, for another network that reads it.
+
+    Args:
+        drawn: For the first network.
+        before: What that reads, [C, H, W].
+        after: What the other reads. With other channels, none of its is dropped.
+    """
+    sides = zip(drawn["shift"], before[-2:], after[-2:], strict=True)
+    shift = [round(by * new / old) for by, old, new in sides]
+    return drawn | {"shift": shift, "dropped": drawn["dropped"] if before[0] == after[0] else []}
+
+
 def _require_picture(name: str, shape: tuple[int, ...]) -> None:
     if len(shape) < 3:
         off = 0 if name == "gamma" else "null"

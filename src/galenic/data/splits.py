@@ -73,9 +73,7 @@ def make_splits(cohort: Cohort, config: SplitConfig, seed: int) -> Splits:
         DataError: If a patient would stand in two parts, or a part would be empty.
         ConfigError: If the config asks for what the cohort cannot give.
     """
-    how = config.how
-    if how == "auto":
-        how = "given" if cohort.split_column else "stratified"
+    how = _how(cohort, config)
     labelled, strata = _labelled(cohort)
     groups = cohort.patient_ids[labelled]
     if config.by == ACCEPT:
@@ -103,6 +101,46 @@ def make_splits(cohort: Cohort, config: SplitConfig, seed: int) -> Splits:
     if config.by != ACCEPT:
         require_apart(cohort, splits)
     return splits
+
+
+def with_unlabelled(cohort: Cohort, config: SplitConfig, splits: Splits) -> Splits:
+    """The same parts, and in training also the rows of no part that could have stood there.
+
+    Those are rows without a label, and what `few_shot` leaves out. None joins of a patient who
+    has a row in validation or test, or one that a label would have kept out of training.
+
+    Args:
+        cohort: That was divided.
+        config: How it was.
+        splits: What came of it.
+    """
+    barred = ~_may_train(cohort, config, splits)
+    barred[np.concatenate([splits.val, splits.test])] = True
+    joined = np.flatnonzero(~np.isin(cohort.patient_ids, cohort.patient_ids[barred]))
+    train = np.union1d(splits.train, joined).astype(np.int64)
+    return Splits(train, splits.val, splits.test)
+
+
+def _may_train(cohort: Cohort, config: SplitConfig, splits: Splits) -> Array:
+    """Whether each row is of the kind that stands in training, with a label or without."""
+    how = _how(cohort, config)
+    if how == "given":
+        return parts_said(cohort.table[cohort.split_column]).isin(["train", ""]).to_numpy()
+    if how == "leave_site_out":
+        sites = words(cohort.table[cohort.site_column])
+        return (sites.notna() & (sites != sites.iloc[splits.test[0]])).to_numpy(dtype=bool)
+    if how == "by_date":
+        dates = _dates(cohort.table[cohort.date_column])
+        held = np.concatenate([splits.val, splits.test])
+        groups = held if config.by == ACCEPT else cohort.patient_ids[held]
+        return (dates < dates.iloc[held].groupby(groups).max().min()).to_numpy()
+    return np.ones(len(cohort), dtype=bool)
+
+
+def _how(cohort: Cohort, config: SplitConfig) -> str:
+    if config.how == "auto":
+        return "given" if cohort.split_column else "stratified"
+    return config.how
 
 
 def _labelled(cohort: Cohort) -> tuple[Array, Array]:
@@ -261,8 +299,7 @@ def _site_out(
 def _by_date(cohort: Cohort, rows: Array, groups: Array, config: SplitConfig) -> Array:
     if cohort.date_column is None:
         raise ConfigError("split.how=by_date needs a date column: --date COLUMN")
-    cells = words(cohort.table[cohort.date_column].iloc[rows])
-    dates = pd.to_datetime(cells, errors="coerce", utc=True)
+    dates = _dates(cohort.table[cohort.date_column].iloc[rows])
     if dates.isna().any():
         row = int(rows[np.flatnonzero(dates.isna())[0]])
         raise DataError(
@@ -280,6 +317,11 @@ def _by_date(cohort: Cohort, rows: Array, groups: Array, config: SplitConfig) ->
     share = config.val / max(1 - config.test, 1e-9)
     val = before[min(int(len(before) * (1 - share)), len(before) - 1)]
     return np.where(last >= test, "test", np.where(last >= val, "val", "train")).astype(object)
+
+
+def _dates(column: pd.Series) -> pd.Series:
+    """What the cells say in UTC, NaT where that is no date."""
+    return pd.to_datetime(words(column), errors="coerce", utc=True)
 
 
 def _first_day(date: str) -> np.datetime64:

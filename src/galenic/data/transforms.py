@@ -57,6 +57,14 @@ class Transform:
             drawn["lead"] = leads.draw(value, rng) if other else None
         return drawn
 
+    def carried(
+        self, params: dict[str, Any] | None, value: Value, other: Transform
+    ) -> dict[str, Any] | None:
+        """What `other` is to apply to a picture that is changed by `params` here."""
+        if params is None:
+            return None
+        return augmentation.carried(params, self._shape(value), other._shape(value))
+
     def apply(self, value: Value, params: dict[str, Any] | None = None) -> Array:
         """float32 input of the network, without a batch axis; `value` is left as it is.
 

@@ -79,9 +79,9 @@ class Distiller(Classifier):
         )
         self.mode, self.alpha, self.tau = mode, alpha, tau
         # In a list it is no part of the student: not saved, not counted, never in training mode.
-        self._teacher: list[Classifier] = []
+        self._teacher: list[nn.Module] = []
 
-    def learn_from(self, teacher: Classifier) -> None:
+    def learn_from(self, teacher: nn.Module) -> None:
         """Ask `teacher` in every step, about the keys `teacher.*` of the batch."""
         self._teacher = [teacher.eval().requires_grad_(False)]
 

@@ -74,6 +74,11 @@ class ClassLoss(nn.Module):
             logits = logits + self.prior.clamp_min(torch.finfo(torch.float32).min)
         return functional.cross_entropy(logits, labels, self.weights)
 
+    def shares(self, labels: Tensor) -> Tensor:
+        """Weights [B] of the samples of a batch of classes [B], whose mean is 1."""
+        weights = self.weights[labels.long()]
+        return weights / weights.mean()
+
 
 def as_classes(logits: Tensor) -> Tensor:
     """Logits [B, C]; of a binary one [B], whose softmax over [0, z] is sigmoid(z), [B, 2]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from galenic.core.config import Config as BaseConfig
 from galenic.core.schedule import Schedule
@@ -25,12 +25,19 @@ class DetectorConfig(BaseConfig):
     )
     width: int = Field(96, ge=8, multiple_of=8, description="Channels of the pyramid (fcos).")
     strides: list[int] = Field(
-        [8, 16, 32], min_length=1, description="Pixels a place of each level (fcos)."
+        [8, 16, 32], min_length=1, description="Pixels a place of each level, ascending (fcos)."
     )
     box_loss: BoxLoss = Field("giou", description="Overlap that boxes are trained by (fcos).")
     overlap: float = Field(0.6, gt=0, le=1, description="From which one of two boxes goes.")
     most: int = Field(100, ge=1, description="Detections of an image.")
     least_score: float = Field(0.05, ge=0, lt=1, description="Below it a detection is left out.")
+
+    @field_validator("strides")
+    @classmethod
+    def _ascending(cls, value: list[int]) -> list[int]:
+        if min(value) < 1 or value != sorted(set(value)):
+            raise ValueError("strides are 1 or more, each larger than the one before")
+        return value
 
 
 class DetectionScore(BaseConfig):

@@ -45,7 +45,7 @@ class Job:
 
     Attributes:
         records: Events, labels and parts.
-        vocabulary: Fitted on the training patients.
+        vocabulary: Fitted on the patients that are trained on.
         samples: Every question of every task.
         labels: Of the samples, shuffled for the control.
         pretrained: Reads histories, and predicts their next token.
@@ -79,7 +79,7 @@ class Job:
         if path.is_file() or self.run.state == "finished":
             stated = (self.run.provenance.get("data") or {}).get("vocabulary")
             return Vocabulary.load(path, stated)
-        events = self.records.of(self.records.splits.train)
+        events = self.records.of(self.records.trained_on)
         fitted = Vocabulary.fit(events, self.config.tokens, self.records.tasks)
         if self.run.main:
             fitted.save(path)
@@ -89,10 +89,10 @@ class Job:
         """Shuffled between patients, but for test, where the config asks for the control."""
         samples, labels = self.samples, self.samples.labels.copy()
         if self.config.shuffle_labels:
+            parts = self.records.splits
+            known = np.isin(samples.patients, np.concatenate([parts.train, parts.val]))
             for task in range(len(self.records.tasks)):
-                rows = np.flatnonzero(
-                    (samples.tasks == task) & ~np.isin(samples.patients, self.records.splits.test)
-                )
+                rows = np.flatnonzero((samples.tasks == task) & known)
                 labels[rows] = labels[rng(self.config.seed, "shuffle", task).permutation(rows)]
         return labels
 
@@ -101,7 +101,8 @@ class Job:
     def train(self) -> None:
         """Train on the next token, then on the tasks."""
         if self.pretrained is not None and self.config.pretrain:
-            train, held = (self.histories(part) for part in ("train", "val"))
+            records = self.records
+            train, held = map(self.histories, (records.trained_on, records.splits.val))
             self._fit(self.pretrained, train, held, self.config.pretraining, "pretrain", perplexity)
         for name, tasks in self.phases.items():
             self.tuned[name] = self._tuned(name, tasks)
@@ -175,10 +176,9 @@ class Job:
 
     # Samples ------------------------------------------------------------------------------
 
-    def histories(self, part: str) -> HistoryRows:
-        """All that is known of the patients of a part."""
-        found = self.records.histories(getattr(self.records.splits, part), self.vocabulary)
-        return HistoryRows(found, self.config.length)
+    def histories(self, patients: Array) -> HistoryRows:
+        """All that is known of some patients."""
+        return HistoryRows(self.records.histories(patients, self.vocabulary), self.config.length)
 
     def rows(self, part: str, tasks: list[int]) -> Array:
         """Numbers of the samples of a part and some tasks."""

@@ -18,7 +18,7 @@ from galenic.data.events.definitions import questions
 from galenic.data.events.tokens import History, encode
 from galenic.data.events.vocabulary import Vocabulary
 from galenic.data.labels import LabelSpec, require_seen
-from galenic.data.splits import Splits, make_splits
+from galenic.data.splits import Splits, make_splits, with_unlabelled
 from galenic.tasks._forecast_config import Config
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -62,7 +62,9 @@ class Records:
         definitions: What is asked.
         tasks: Names of the tasks.
         asked: `patient_id`, `task`, `cutoff` and `label`, one row a question.
-        splits: Numbers of patients; who has no label trains, on the next token.
+        splits: Numbers of patients who have an answer.
+        trained_on: Numbers of patients whose histories give the vocabulary and train the next
+            token: those of training, and those of no part.
 
     Raises:
         DataError: If nobody can be asked, or a task has one answer only in training.
@@ -82,7 +84,9 @@ class Records:
         self.asked = self._asked([ask(self.events, one) for one in self.definitions])
         nobody = np.arange(0)
         everyone = np.arange(len(self.patients))
-        self.splits = Splits(nobody, nobody, everyone) if new else self._split(config)
+        self.splits, self.trained_on = Splits(nobody, nobody, everyone), nobody
+        if not new:
+            self.splits, self.trained_on = self._split(config)
 
     @property
     def fingerprint(self) -> str:
@@ -128,8 +132,8 @@ class Records:
             )
         return asked
 
-    def _split(self, config: Config) -> Splits:
-        """Parts of the patients, alike in their rarest positive label."""
+    def _split(self, config: Config) -> tuple[Splits, Array]:
+        """Parts of the patients, alike in their rarest positive label, and who is trained on."""
         wide = self.asked.pivot(
             "task", index="patient_id", values="label", aggregate_function="max"
         )
@@ -141,6 +145,14 @@ class Records:
         table = table.reindex(columns=spec.columns)
         cohort = Cohort(table, Path(), {}, spec, np.arange(len(table)), self.name)
         splits = make_splits(cohort, config.split, config.seed)
-        require_seen(spec, cohort.targets(), splits)
-        held = np.concatenate([splits.val, splits.test])
-        return Splits(np.setdiff1d(np.arange(len(table)), held), splits.val, splits.test)
+        self._require_seen(spec, splits)
+        return splits, with_unlabelled(cohort, config.split, splits).train
+
+    def _require_seen(self, spec: LabelSpec, splits: Splits) -> None:
+        """Check that the questions of the training patients have both answers of each task."""
+        names = np.array(self.patients)[splits.train].tolist()
+        chosen = self.asked.filter(pl.col("patient_id").is_in(names))
+        answers = np.full((len(chosen), len(self.tasks)), np.nan)
+        answers[np.arange(len(chosen)), chosen["task"].to_numpy()] = chosen["label"].to_numpy()
+        nobody = np.arange(0)
+        require_seen(spec, answers, Splits(np.arange(len(chosen)), nobody, nobody))

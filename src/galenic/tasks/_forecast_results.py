@@ -140,7 +140,7 @@ def _next_token(job: Job) -> dict[str, Estimate]:
     """Perplexity and accuracy of the next token on test; none for a bag of codes."""
     if job.pretrained is None:
         return {}
-    rows = job.histories("test")
+    rows = job.histories(job.records.splits.test)
     found = predict(
         job.pretrained,
         rows,

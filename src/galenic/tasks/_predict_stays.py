@@ -52,6 +52,8 @@ def apply(config: Config, finished: Run, run: Run) -> int:
         run: Where it goes.
     """
     own = parse(_stays_config.Config, finished.config, str(finished.path))
+    # Cutoffs hang on the clock of the events.
+    own = own.model_copy(update=config.reading(own.mapping, own.timezone))
     trained, channels = Trained.open(finished), recorded(finished)
     events = _events(config, own, run)
     _require_known(events, own, channels, Path(config.data).name)
@@ -73,7 +75,7 @@ def apply(config: Config, finished: Run, run: Run) -> int:
 
 def _events(config: Config, own: _stays_config.Config, run: Run) -> pl.DataFrame:
     """The new event table; what the reader left out is written."""
-    events = read(config.data, **config.reading(own.mapping, own.timezone))
+    events = read(config.data, mapping=own.mapping, timezone=own.timezone)
     run.write_text(REPORT, events.rejected.write_csv())
     return events.frame
 

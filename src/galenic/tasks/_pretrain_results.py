@@ -13,7 +13,8 @@ from PIL import Image as Pillow
 from galenic.core.inputs import InputSpec
 from galenic.core.run import Run
 from galenic.evaluation import weighted
-from galenic.evaluation.bootstrap import Array, Estimate, estimates
+from galenic.evaluation.bootstrap import Array, Estimate, estimate, estimates
+from galenic.objectives import pretraining
 from galenic.pipeline.pictures import png
 
 if TYPE_CHECKING:
@@ -30,20 +31,25 @@ def write_results(job: Job, outputs: dict[str, dict[str, Array]]) -> None:
 
     Args:
         job: Whose run.
-        outputs: Of `val` and `test`: `losses`, one a sample, and the parts that they are made of.
+        outputs: Of `val` and `test`: `losses`, one a sample, and the parts that they are made of;
+            or what the method makes one loss of.
     """
     rows = {part: getattr(job.splits, part) for part in outputs}
     losses = {
         part: {"loss" if name == "losses" else name: values for name, values in found.items()}
         for part, found in outputs.items()
     }
-    figures = {
-        part: {
-            name: mean_of(values, job.cohort.patient_ids[rows[part]], job.config)
-            for name, values in found.items()
-        }
-        for part, found in losses.items()
-    }
+    figures = {}
+    for part, found in outputs.items():
+        groups, whole = job.cohort.patient_ids[rows[part]], pretraining.together(job.method, found)
+        if whole is None:
+            figures[part] = {
+                name: mean_of(values, groups, job.config) for name, values in losses[part].items()
+            }
+        else:
+            # Other patients, drawn of these, would be another batch: there is no interval.
+            losses[part] = {}
+            figures[part] = {"loss": estimate(whole, np.empty(0), LEVEL, len(np.unique(groups)))}
     job.run.write_json(
         "metrics.json",
         {
@@ -74,13 +80,15 @@ def mean_of(values: Array, groups: Array, config: Any) -> Estimate:
 
 
 def draw_pictures(run: Run, shown: Array, specs: Sequence[InputSpec]) -> None:
-    """Write a table of pictures, one row a sample; of a volume its middle slice.
+    """Write a table of pictures, one row a sample; of a volume its middle slice, of a tracing none.
 
     Args:
         run: Where to write.
-        shown: [B, k, C, (D,) H, W] in the network's units.
+        shown: [B, k, C, (D,) H, W] in the network's units; of tracings [B, k, C, T].
         specs: How each input was normalised [B].
     """
+    if shown.ndim < 5:
+        return
     if shown.ndim == 6:
         shown = shown[:, :, :, shown.shape[3] // 2]
     shown = _intensities(shown, specs)

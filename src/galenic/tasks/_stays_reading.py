@@ -19,7 +19,9 @@ from galenic.data.events.channels import Channels
 from galenic.data.events.definitions import Definition
 from galenic.data.events.definitions import load as load_definition
 from galenic.data.events.series import Counts, Notes, Series, last_notes, windows
+from galenic.data.events.staging import instants
 from galenic.data.manifest import require_column
+from galenic.data.tables import words
 from galenic.pipeline.opening import describe
 from galenic.tasks._stays_config import Config
 
@@ -60,7 +62,7 @@ def reading(events: pl.DataFrame, cohort: Cohort, by: Array | Channels, config: 
         ConfigError: If a code of the panel is no channel, or none is left.
     """
     asked = config.modalities
-    found, counts = windows(events, cutoffs(cohort), config.series.window_hours)
+    found, counts = windows(events, cutoffs(cohort, config.timezone), config.series.window_hours)
     if counts["stays"] == counts["stays_of_unknown_patients"]:
         raise DataError(
             f"None of the {counts['stays']} stays is of a patient of the event table.",
@@ -154,8 +156,12 @@ def _require_notes(notes: Notes, counts: Counts) -> None:
         )
 
 
-def cutoffs(cohort: Cohort) -> pl.DataFrame:
+def cutoffs(cohort: Cohort, timezone: str) -> pl.DataFrame:
     """`patient_id` and `cutoff` of every stay.
+
+    Args:
+        cohort: The stays.
+        timezone: Where clocks without a zone hang, those of the events too.
 
     Raises:
         DataError: If a column is not there, or a cutoff is no time.
@@ -163,15 +169,18 @@ def cutoffs(cohort: Cohort) -> pl.DataFrame:
     for column in ("patient_id", "cutoff"):
         require_column(column, cohort.table.columns)
     given = cohort.table["cutoff"]
-    times = pd.to_datetime(given, utc=True, errors="coerce", format="ISO8601")
-    bad = times.isna() | pd.api.types.is_numeric_dtype(given)
+    # A number would be read as a year.
+    text = given.where(given.isna()) if pd.api.types.is_numeric_dtype(given) else given
+    written = pd.DataFrame(
+        {"patient_id": cohort.table["patient_id"].astype(str), "cutoff": words(text)}
+    )
+    at = instants(pl.col("cutoff").cast(pl.String), timezone)
+    table = pl.from_pandas(written).with_columns(cutoff=at)
+    bad = table["cutoff"].is_null()
     if bad.any():
-        row = int(np.flatnonzero(bad)[0])
         raise DataError(
-            f"{int(bad.sum())} stay(s) have no cutoff that is a time.",
-            where=f"{cohort.name}, row {row}, column 'cutoff'",
-            expected="2026-01-31T08:00:00Z; without a zone it is UTC",
+            f"{bad.sum()} stay(s) have no cutoff that is a time.",
+            where=f"{cohort.name}, row {bad.arg_true()[0]}, column 'cutoff'",
+            expected=f"2026-01-31T08:00:00Z; without a zone it is the clock of {timezone}",
         )
-    naive = times.dt.tz_localize(None).dt.as_unit("us")
-    table = pd.DataFrame({"patient_id": cohort.table["patient_id"].astype(str), "cutoff": naive})
-    return pl.from_pandas(table).with_columns(pl.col("cutoff").dt.replace_time_zone("UTC"))
+    return table

@@ -31,7 +31,7 @@ from galenic.objectives.detection import Detection
 from galenic.pipeline.balance import balance_of
 from galenic.pipeline.boxed import BoxRows, collate, found_of, truth_of
 from galenic.pipeline.config import open_cohort
-from galenic.pipeline.opening import describe, open_inputs
+from galenic.pipeline.opening import describe, open_inputs, require_same
 from galenic.tasks._detect_config import Config, DetectorConfig
 from galenic.tasks._detect_results import write_results
 from galenic.tasks._job import carry_out, fit_stages, layer_depths, reopened
@@ -104,6 +104,7 @@ class Job:
         self.fit_seconds = self.feature_seconds = 0.0
         self.steps = 0
         self.cohort = open_cohort(config.data, config.columns, quick=config.quick)
+        require_same(run, self.cohort)
         whole = make_splits(self.cohort, config.split, config.seed)
         label = require_kind(self.cohort.label, "boxes", self.cohort.table, self.cohort.name)
         self.sizes = sizes_of(self.cohort)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from galenic.core import registry
 from galenic.core.config import Config as BaseConfig
@@ -22,7 +23,9 @@ from galenic.core.prediction import predict
 from galenic.core.progress import tell
 from galenic.core.recipes import open_recipe
 from galenic.core.run import Run
+from galenic.data.cohort import Cohort
 from galenic.models.backbone import Backbone, Opened, open_backbone
+from galenic.models.heads import NeighbourHead
 from galenic.models.token import with_token
 from galenic.objectives.classification import Classifier
 from galenic.objectives.distillation import SEEN, Distiller, Mode, TwoHeads
@@ -30,6 +33,7 @@ from galenic.pipeline.encoder import TokenPairEncoder
 from galenic.pipeline.frozen import Rows
 from galenic.pipeline.inputs import Array, Collate, Example, Inputs
 from galenic.pipeline.opening import Opener, open_inputs
+from galenic.pipeline.votes import logits_of
 from galenic.tasks import classify
 from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._losses import OF_CLASSES
@@ -86,7 +90,8 @@ class DistillJob(classify.Job):
 
     def __init__(self, config: Config, run: Run) -> None:
         self._answers: Array | None = None
-        self._asked: Inputs | None = None
+        # What a teacher reads that is asked in every step.
+        self._reads: Inputs | None = None
         super().__init__(config, run, opener=open_student, head=_two_heads)
 
     def _pooled_encoder(self) -> TokenPairEncoder:
@@ -111,12 +116,10 @@ class DistillJob(classify.Job):
     def train(self) -> None:
         """Ask the teacher once about every training sample, or anew about every changed one."""
         job, teacher = self._teacher()
-        inputs = Inputs(
-            self.cohort, job.backbone, augment=self.config.input.augment, seed=self.config.seed
-        )
+        inputs = Inputs(self.cohort, job.backbone)
         if self.config.input.augment is not None:
             self.objective.learn_from(teacher)
-            self._asked = inputs
+            self._reads = inputs
         else:
             rows = Rows(self.splits.train.tolist(), self.training_targets, inputs=inputs)
             collate, size = Collate.of(job.backbone), self.config.schedule.eval_batch_size
@@ -129,19 +132,26 @@ class DistillJob(classify.Job):
         rows = super().rows(part, training=training)
         if not training:
             return rows
-        if self._asked is not None:
-            return _Asked(rows, self._asked)
-        rows.ahead = {**rows.ahead, "teacher": self._answers}
+        if self._reads is None:
+            rows.ahead = {**rows.ahead, "teacher": self._answers}
+        else:
+            rows.inputs = _Shared(
+                self.cohort,
+                self.backbone,
+                augment=self.config.input.augment,
+                seed=self.config.seed,
+                asked=self._reads,
+            )
         return rows
 
-    def _teacher(self) -> tuple[classify.Job, Classifier]:
+    def _teacher(self) -> tuple[classify.Job, nn.Module]:
         named = self.config.distill.teacher
         teacher = self._trained() if named is None else Run.open(Path(named))
         if named is not None:
             self._check(teacher)
         module = registry.load("galenic.tasks", teacher.provenance["task"])
-        found: tuple[classify.Job, Classifier] = module.load(teacher)
-        return found
+        job, objective = module.load(teacher)
+        return job, _Voting(objective) if isinstance(objective.head, NeighbourHead) else objective
 
     def _trained(self) -> Run:
         """A probe of the builtin network, on the same data, split and seed."""
@@ -184,26 +194,44 @@ class DistillJob(classify.Job):
                 )
 
 
-class _Asked(Rows):
-    """Rows with what the teacher is asked: the same sample, changed by the same draw.
+class _Shared(Inputs):
+    """What a student reads, and what its teacher does of the same sample, changed by the same draw.
 
     Args:
-        rows: Of the student.
-        inputs: Of the teacher; same seed, so that a draw differs by the size of a picture alone.
+        cohort: The samples.
+        backbone: The student.
+        asked: What the teacher reads.
+        **options: Of :class:`Inputs`.
     """
 
-    def __init__(self, rows: Rows, inputs: Inputs) -> None:
-        super().__init__(rows.rows.tolist(), rows.labels, inputs=rows.inputs, ahead=rows.ahead)
-        self.asked = inputs
+    def __init__(
+        self, cohort: Cohort, backbone: Backbone, *, asked: Inputs, **options: Any
+    ) -> None:
+        super().__init__(cohort, backbone, **options)
+        self.asked = asked
 
-    def __getitem__(self, place: int) -> Example:
-        asked = self.asked[int(self.rows[place])]
-        return super().__getitem__(place) | {SEEN + key: value for key, value in asked.items()}
+    def __getitem__(self, row: int) -> Example:
+        value = self.cohort.read(row)[self.column]
+        drawn = self.draw(value, row)
+        own, theirs = self.way(row), self.asked.way(row)
+        return {
+            self.spec.key: own.apply(value, drawn),
+            SEEN + self.asked.spec.key: theirs.apply(value, own.carried(drawn, value, theirs)),
+        }
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw afresh, for both alike."""
-        super().set_epoch(epoch)
-        self.asked.set_epoch(epoch)
+
+class _Voting(nn.Module):
+    """A teacher whose head counts votes, and tells them as logits."""
+
+    def __init__(self, teacher: Classifier) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Its `logits`."""
+        votes = self.teacher(**inputs)["logits"]
+        told = logits_of(self.teacher.kind, votes.float().cpu().numpy())
+        return {"logits": torch.from_numpy(told).to(votes)}
 
 
 def _open_network(spec: str, **options: Any) -> Backbone:

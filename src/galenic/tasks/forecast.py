@@ -85,7 +85,8 @@ def make(config: Config, run: Run, new: bool = False) -> Job:
 def _described(config: Config, run: Run) -> Job:
     job = make(config, run)
     # Numbers of patients in the order of their names, which are written nowhere.
-    run.write_json("splits.json", job.records.splits.to_dict(config.split.how, config.seed))
+    parts = job.records.splits.to_dict(config.split.how, config.seed)
+    run.write_json("splits.json", parts | {"trained_on": job.records.trained_on.tolist()})
     describe(job, run)
     return job
 

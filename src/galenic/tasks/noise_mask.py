@@ -13,6 +13,7 @@ from torch import nn
 
 from galenic import tuners
 from galenic.core.averaging import LastEpochs
+from galenic.core.plan import processes
 from galenic.core.errors import BackboneError, ConfigError
 from galenic.core.prediction import evaluating
 from galenic.core.run import Run
@@ -136,7 +137,8 @@ class NoiseMaskJob(classify.Job):
     def _finetune(self, rows: classify.Rows, held: classify.Rows) -> None:
         finetune, last = self.config.finetune, self.config.average_last
         assert finetune is not None
-        kept = LastEpochs(self.objective, self.run.path / "work" / "last", last, finetune.epochs)
+        epoch = finetune.epoch(len(rows), processes())
+        kept = LastEpochs(self.objective, self.run.path / "work" / "last", last, epoch)
 
         def after_step(done: int, total: int) -> None:
             if self.hooks.after_step is not None:

@@ -18,15 +18,14 @@ from galenic.core.schedule import PlainSchedule, Schedule
 from galenic.core.seeding import stream
 from galenic.core.trainer import Validation, fit
 from galenic.data.augment import AugmentConfig
-from galenic.data.cohort import Cohort
-from galenic.data.splits import SplitConfig, Splits, make_splits
+from galenic.data.splits import SplitConfig, make_splits, with_unlabelled
 from galenic.models.export import export
 from galenic.models.trained import TENSORS
 from galenic.objectives import pretraining
 from galenic.pipeline.captions import CaptionConfig, Captions
 from galenic.pipeline.config import Columns, InputConfig, open_cohort
 from galenic.pipeline.inputs import Collate, Inputs
-from galenic.pipeline.opening import open_inputs
+from galenic.pipeline.opening import open_inputs, require_same
 from galenic.pipeline.sources import Normalisation, normalisation
 from galenic.pipeline.unlabelled import Unlabelled
 from galenic.tasks._job import carry_out
@@ -95,6 +94,7 @@ class Job:
         self.config, self.run = config, run
         self.fit_seconds = self.feature_seconds = 0.0
         self.steps = 0
+        self.shown: Array | None = None
         self.method = pretraining.parse(config.pretraining)
         self.views = pretraining.views(self.method)
         if self.views > 1 and config.input.augment is None:
@@ -105,8 +105,10 @@ class Job:
                 next_step="input.augment.crop=[0.2,1] input.augment.flip=true",
             )
         self.cohort = open_cohort(config.data, config.columns, quick=config.quick)
+        require_same(run, self.cohort)
         self.captions = self._captions()
-        self.splits = parts_of(self.cohort, config.split, config.seed)
+        labelled = make_splits(self.cohort, config.split, config.seed)
+        self.splits = with_unlabelled(self.cohort, config.split, labelled)
         self.backbone, self.inputs = open_inputs(
             self.cohort,
             self.splits.train,
@@ -196,7 +198,9 @@ class Job:
         """Fit the objective, watched on validation samples."""
 
         def score(outputs: dict[str, Array]) -> dict[str, float]:
-            return {"loss": float(outputs["losses"].mean(dtype=np.float64))}
+            whole = pretraining.together(self.method, outputs)
+            loss = outputs["losses"].mean(dtype=np.float64) if whole is None else whole
+            return {"loss": float(loss)}
 
         result = fit(
             self.objective,
@@ -213,7 +217,7 @@ class Job:
         self.fit_seconds, self.steps = result.seconds, result.steps
 
     def evaluate(self) -> None:
-        """Loss of held-out samples, and pictures of what was learnt."""
+        """Loss of held-out samples, and what the method makes of some."""
         outputs = {
             part: predict(
                 self.objective,
@@ -225,31 +229,17 @@ class Job:
         }
         write_results(self, outputs)
         held = self.rows("test")
-        rows = held.rows[:SHOWN]
-        batch = self.collate([held[place] for place in range(len(rows))])
+        batch = self.collate([held[place] for place in range(len(held.rows[:SHOWN]))])
         device = next(self.objective.parameters()).device
         with evaluating(self.objective), torch.inference_mode():
-            shown = pretraining.pictures(self.objective, self.method, to_device(batch, device))
-        if shown is not None:
-            draw_pictures(self.run, shown, [held.inputs.way(int(row)).spec for row in rows])
+            self.shown = pretraining.pictures(self.objective, self.method, to_device(batch, device))
 
     def save(self) -> None:
-        """Write the network: for `backbone=RUN`, and in the layouts of other libraries."""
+        """Write the network, for `backbone=RUN` and in the layouts of other libraries; then draw."""
         pretraining.finish(self.objective, self.method)
         self.backbone.network.requires_grad_(True)
         tuners.save(self.backbone, Full(), self.run.path / "adapter")
         export(self.backbone, self.run.path / "encoder")
-
-
-def parts_of(cohort: Cohort, config: SplitConfig, seed: int) -> Splits:
-    """The parts that a training with labels would make of the cohort, so that none leaks.
-
-    Rows without a label, and those that `few_shot` leaves out, join the training part unless
-    their patient is held out.
-    """
-    splits = make_splits(cohort, config, seed)
-    out = np.concatenate([splits.val, splits.test])
-    held = np.isin(cohort.patient_ids, cohort.patient_ids[out])
-    held[out] = True
-    joined = np.union1d(splits.train, np.flatnonzero(~held))
-    return Splits(joined.astype(np.int64), splits.val, splits.test)
+        if self.shown is not None:
+            rows = self.splits.test[: len(self.shown)]
+            draw_pictures(self.run, self.shown, [self.inputs.way(int(row)).spec for row in rows])

@@ -76,8 +76,9 @@ def build(backbone: Backbone, config: Config, seed: int) -> nn.Module:
     :func:`views` says V > 1, and `draws` [B], one integer a sample: whatever is random of a
     sample is drawn from a generator seeded with it, so that a batch always means the same. It
     returns the scalar `loss` and, for validation, `losses` [B], whose mean it is; parts of the
-    losses [B] under names of their own become figures too. It has no attribute `config`: the
-    engine would write to it. Its `set_epoch`, where it has one, is called with the number of every
+    losses [B] under names of their own become figures too. Where no sample has a loss of its own,
+    there are no `losses`, and :func:`together` makes one of the other outputs. It has no attribute
+    `config`: the engine would write to it. Its `set_epoch`, where it has one, is called with the number of every
     epoch of training.
 
     Args:
@@ -120,6 +121,17 @@ def tokenizer(config: Config) -> Any | None:
     """
     asked = getattr(_module(config), "tokenizer", None)
     return None if asked is None else asked(config)
+
+
+def together(config: Config, outputs: Mapping[str, Array]) -> float | None:
+    """The loss of all samples as one batch, however they were batched; None where each has its own.
+
+    Args:
+        config: Of the method.
+        outputs: Of all samples.
+    """
+    asked = getattr(_module(config), "together", None)
+    return None if asked is None else float(asked(config, outputs))
 
 
 def after_step(objective: nn.Module, config: Config) -> Callable[[int, int], None] | None:

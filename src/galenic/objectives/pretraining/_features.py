@@ -11,7 +11,7 @@ from torch.nn import functional
 from galenic.core.errors import BackboneError
 from galenic.core.inputs import InputSpec
 from galenic.models.backbone import Backbone, Features, open_backbone
-from galenic.objectives.pretraining._projection import drawn, mlp
+from galenic.objectives.pretraining._projection import drawn, mlp, require_several
 
 if TYPE_CHECKING:
     from galenic.objectives.pretraining.feature_distillation import Config
@@ -67,21 +67,29 @@ class FeatureDistillation(nn.Module):
 
         Args:
             draws: Not needed: nothing is drawn.
-            **inputs: Pixels [B, C, H, W].
+            **inputs: Pixels [B, C, H, W]; with [B, S, C, H, W] each of S slices is a picture.
 
         Returns:
             `loss`: scalar; `losses`, `pooled_losses` and `place_losses`: [B].
+
+        Raises:
+            DataError: If a batch of one picture is to be trained on.
         """
         pixels = inputs[self.key]
+        samples = len(pixels)
+        pixels = pixels.flatten(0, -4)
+        if self.training:
+            require_several(len(pixels), "The features of one picture cannot be standardised.")
         with torch.no_grad():
             wanted = self.asked(pixels)
             pooled_target = self.pooled_norm(wanted.pooled.float())
             map_target = self.mapped_norm(_grid(wanted, self._teacher[0]).float())
-        features = self.backbone(**inputs)
+        features = self.backbone(**{self.key: pixels})
         pooled = 1 - functional.cosine_similarity(
             self.pooled(features.pooled).float(), pooled_target, dim=-1
         )
         places = self._places(_grid(features, self.backbone), map_target)
+        pooled, places = (of.view(samples, -1).mean(dim=1) for of in (pooled, places))
         losses = pooled + self.places * places
         return {
             "loss": losses.mean(),

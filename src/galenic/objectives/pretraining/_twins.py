@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from galenic.models.backbone import Backbone
@@ -39,7 +40,7 @@ class BarlowTwins(nn.Module):
             **inputs: Two views [B, 2, C, ...].
 
         Returns:
-            `loss`: scalar; `losses`: [B], the same for each sample: it is one of the batch.
+            `loss`: scalar, of the batch as a whole; `features`: [B, 2, d] of both views.
 
         Raises:
             DataError: If a batch of one sample is to be trained on.
@@ -47,12 +48,17 @@ class BarlowTwins(nn.Module):
         if self.training:
             require_several(len(draws), "A batch of one sample has no correlations.")
         first, second = (self._normed(view) for view in pair(inputs[self.key]))
-        loss = redundancy(first.T @ second / len(first), self.off_diagonal)
-        return {"loss": loss, "losses": loss.expand(len(first))}
+        loss = twins_loss(first, second, self.off_diagonal)
+        return {"loss": loss, "features": torch.stack([first, second], dim=1).detach()}
 
     def _normed(self, pixels: Tensor) -> Tensor:
         normed: Tensor = self.norm(self.head(self.backbone(**{self.key: pixels}).pooled))
         return normed.float()
+
+
+def twins_loss(first: Tensor, second: Tensor, off_diagonal: float) -> Tensor:
+    """The loss of the normed features [B, d] of two views of the same samples."""
+    return redundancy(first.T @ second / len(first), off_diagonal)
 
 
 def redundancy(correlation: Tensor, off_diagonal: float) -> Tensor:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from galenic.core.config import Config as BaseConfig
-from galenic.objectives.pretraining import Capabilities
+from galenic.objectives.pretraining import Array, Capabilities
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from galenic.models.backbone import Backbone
@@ -42,3 +44,13 @@ def build(backbone: Backbone, config: Config, seed: int) -> nn.Module:
 def views(config: Config) -> int:
     """The twins."""
     return 2
+
+
+def together(config: Config, outputs: Mapping[str, Array]) -> float:
+    """The loss of the correlation of all samples: it is one of a batch, and of no sample."""
+    import torch
+
+    from galenic.objectives.pretraining._twins import twins_loss
+
+    first, second = torch.from_numpy(outputs["features"]).unbind(dim=1)
+    return twins_loss(first, second, config.off_diagonal).item()

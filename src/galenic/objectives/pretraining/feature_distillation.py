@@ -22,7 +22,8 @@ CAPABILITIES = Capabilities(
     paper="Ranzinger et al., CVPR 2024, arXiv 2312.06709",
     enters=("vit", "convolutional"),
     gaps={
-        "volumes and signals": "student and teacher are both asked about one picture",
+        "networks of volumes and signals": "student and teacher are asked about pictures; of a "
+        "volume, about its slices",
         "several teachers": "one is asked",
     },
 )

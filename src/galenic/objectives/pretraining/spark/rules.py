@@ -156,8 +156,10 @@ def average_pool(sparse: Sparse, func: Function, x: Tensor, *args: Any, **kwargs
     if region is None:
         return func(x, *args, **kwargs)
     share = region.mask.to(x.dtype)
-    dense = func(torch.ones_like(share), *args, **kwargs)
-    return _pooled(sparse, func(x, *args, **kwargs) * (dense / func(share, *args, **kwargs)))
+    dense, seen = (func(of, *args, **kwargs) for of in (torch.ones_like(share), share))
+    # An infinite factor of a window that sees nothing would be NaN in the gradient.
+    factor = torch.where(seen > 0, dense / seen.masked_fill(seen == 0, 1), 0)
+    return _pooled(sparse, func(x, *args, **kwargs) * factor)
 
 
 def mean(
