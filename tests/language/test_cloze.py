@@ -121,6 +121,11 @@ def test_a_template_longer_than_the_window_is_refused() -> None:
         Template("[soft*20] {text} {mask}", open_tokenizer()).encode(["a"], 8)
 
 
+def test_a_second_mask_among_the_words_is_refused() -> None:
+    with pytest.raises(ConfigError, match="among its words"):
+        Template("{text} [MASK] is {mask}.", open_tokenizer())
+
+
 def test_a_template_is_never_evaluated() -> None:
     pieces = parse_template("{text} __import__('os') {mask}")
     assert pieces[1].words == " __import__('os')"
@@ -173,6 +178,8 @@ def test_the_odds_of_two_classes() -> None:
         ({"heart": ["heart"], "skin": ["skin"]}, "'lung' has no label word"),
         ({**WORDS, "lung": ["heart", "cardiac"]}, "'heart' and 'lung' have the same"),
         ({**WORDS, "lung": ["pneumonectomy"]}, "falls into"),
+        ({**WORDS, "lung": ["  "]}, "empty"),
+        ({**WORDS, "lung": ["lung", "\u2603"]}, "not in the vocabulary"),
     ],
 )
 def test_wrong_label_words_are_refused(words: dict[str, list[str]], message: str) -> None:

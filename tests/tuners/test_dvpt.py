@@ -309,6 +309,45 @@ def test_tokens_do_not_enter_windows_and_repo_wants_pre_norm(tiny: SimpleNamespa
         get_peft_model(tiny.make("bert"), DVPTConfig(variant="repo"))
 
 
+class Behind(nn.Module):
+    """A block with its norms behind the sums, in the layout of one with norms before them."""
+
+    def __init__(self, before: Any) -> None:
+        super().__init__()
+        self.norm1, self.attn = before.norm1, before.attn
+        self.norm2, self.mlp = before.norm2, before.mlp
+
+    def forward(self, x: Tensor, _: None = None) -> Tensor:
+        x = self.norm1(x + self.attn(x))
+        return self.norm2(x + self.mlp(x))
+
+
+@pytest.mark.parametrize("variant", ["paper", "repo"])
+def test_a_norm_behind_the_feed_forward_is_not_taken_for_one_before_it(
+    tiny: SimpleNamespace, variant: str
+) -> None:
+    network = tiny.make("timm-like")  # without a config: no example can be made
+    network.blocks = nn.Sequential(*(Behind(block) for block in network.blocks))
+    model = get_peft_model(network, DVPTConfig(variant=variant, num_prompts=4)).eval()
+    with pytest.raises(BackboneError, match="never passed"):
+        tiny.out(model, tiny.inputs(network))
+
+
+def test_one_sound_knows_nothing_of_the_one_before() -> None:
+    torch.manual_seed(0)
+    config = hf.HubertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 4), num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2, num_feat_extract_layers=2,
+    )  # fmt: skip
+    model = get_peft_model(hf.HubertModel(config), DVPTConfig(num_prompts=4, gate_init=0.5)).eval()
+    first, second = torch.randn(2, 1, 800)
+    with torch.no_grad():
+        alone = model(first).last_hidden_state
+        model(second)
+        assert torch.equal(model(first).last_hidden_state, alone)
+
+
 # Pooling, files, several adapters ------------------------------------------------------------
 
 

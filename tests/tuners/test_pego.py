@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    BloomConfig,
+    BloomModel,
+    GPT2Config,
+    GPT2Model,
+    GPTNeoXConfig,
+    GPTNeoXModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from galenic.core.errors import BackboneError, ConfigError
 from galenic.tuners.pego import PEGOConfig
@@ -229,7 +242,7 @@ def test_a_fused_projection_carries_groups_on_query_and_value() -> None:
     ids = {"input_ids": torch.arange(6)[None]}
     model = stirred(get_peft_model(network, PEGOConfig(rank=2, groups=2)).eval())
     (layer,) = layers(model)
-    assert layer.parts == [(0, 32), (64, 96)]
+    assert layer.parts["default"] == [(0, 32), (64, 96)]
     delta = layer.delta("default")
     assert not delta[32:64].any()
     assert delta[:32].any()
@@ -237,6 +250,68 @@ def test_a_fused_projection_carries_groups_on_query_and_value() -> None:
         apart = model(**ids).last_hidden_state
         model.merge_adapter()
         torch.testing.assert_close(model(**ids).last_hidden_state, apart, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: GPTNeoXModel(GPTNeoXConfig(**SMALL, vocab_size=50)),
+        lambda: BloomModel(BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=4)),
+    ],
+)
+def test_heads_one_after_another_are_no_thirds(network: Callable[[], nn.Module]) -> None:
+    with pytest.raises(BackboneError, match="query_key_value") as error:
+        get_peft_model(network(), PEGOConfig(rank=2, groups=2))
+    assert "target_modules: [query_key_value]" in error.value.next_step
+    whole = PEGOConfig(rank=2, groups=2, target_modules=["query_key_value"])
+    model = get_peft_model(network(), whole)
+    assert all(layer.parts["default"] == [(0, 96)] for layer in layers(model))
+
+
+def test_a_second_adapter_stands_where_the_first_does(tmp_path: Path) -> None:
+    config = PEGOConfig(rank=2, groups=2, target_modules=r".*attention.*")
+    model = get_peft_model(vit(), config).eval()
+    model.add_adapter("other", config)
+    placed = [set(model.peft_config[name].placed) for name in ("default", "other")]
+    assert placed[0] == placed[1]
+    model.set_adapter("other")
+    tuned = out(stirred(model))
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(vit(), tmp_path / "other").eval()
+    assert torch.equal(out(again), tuned)
+
+
+def test_each_adapter_has_rows_of_its_own() -> None:
+    def gpt(config: PEGOConfig) -> Any:
+        torch.manual_seed(0)
+        network = GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50)).eval()
+        return get_peft_model(network, config).eval()
+
+    whole = PEGOConfig(rank=2, groups=2, target_modules=["c_attn"])
+    model = gpt(PEGOConfig(rank=2, groups=3))
+    model.add_adapter("whole", whole)
+    (layer,), (alone,) = layers(model), layers(gpt(whole))
+    assert {key: layer.parts[key] for key in layer.parts} == {
+        "default": [(0, 32), (64, 96)], "whole": [(0, 96)],
+    }  # fmt: skip
+    assert layer.pego_B["whole"].shape == alone.pego_B["default"].shape
+    stirred(model)
+    for name, rows in (("default", 64), ("whole", 96)):
+        assert int(layer.delta(name).any(1).sum()) == rows
+        model.set_adapter(name)
+        x = torch.randn(2, 3, 32)
+        with torch.no_grad():
+            moved = layer(x) - layer.base_layer(x)
+        torch.testing.assert_close(moved, x @ layer.delta(name).T, atol=1e-5, rtol=1e-4)
+
+
+def test_double_precision_is_kept_by_a_merge() -> None:
+    model = stirred(get_peft_model(vit().double(), PEGOConfig()).eval())
+    with torch.no_grad():
+        apart = model(pixel_values=PIXELS.double()).last_hidden_state
+        model.merge_adapter()
+        merged = model(pixel_values=PIXELS.double()).last_hidden_state
+    torch.testing.assert_close(merged, apart, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from peft import get_peft_model
 from torch import Tensor, nn
 
@@ -148,6 +149,48 @@ def test_prefixes_enter_and_can_be_turned_off(tiny: SimpleNamespace, family: str
     assert not torch.equal(tiny.out(model, batch), before)
     with model.disable_adapter():
         assert torch.equal(tiny.out(model, batch), before)
+
+
+def looking_back(family: str, kind: str) -> tuple[Any, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    ids = {"input_ids": torch.arange(10).reshape(2, 5) + 3}
+    if family == "t5":
+        config = hf.T5Config(
+            vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+            attn_implementation=kind,
+        )  # fmt: skip
+        return hf.T5Model(config).eval(), {**ids, "decoder_input_ids": ids["input_ids"] + 9}
+    values = hf.LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, vocab_size=50, pad_token_id=0, attn_implementation=kind,
+    )  # fmt: skip
+    return hf.LlamaModel(values).eval(), ids
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_every_token_sees_the_whole_prefix(tiny: SimpleNamespace, family: str) -> None:
+    """The fast attention is the slow one, which has no triangle of its own."""
+
+    def found(kind: str) -> Tensor:
+        network, batch = looking_back(family, kind)
+        torch.manual_seed(1)
+        model = get_peft_model(network, PETLASTConfig(variant="prefix", prompts=8)).eval()
+        tiny.stir(model, "petl_", 0.5)
+        return tiny.out(model, batch)
+
+    torch.testing.assert_close(found("sdpa"), found("eager"), atol=1e-5, rtol=1e-5)
+
+
+def test_a_prefix_is_seen_by_tokens_behind_a_cache(tiny: SimpleNamespace) -> None:
+    network, batch = looking_back("llama", "sdpa")
+    model = get_peft_model(network, PETLASTConfig(variant="prefix")).eval()
+    tiny.stir(model, "petl_", 0.5)
+    ids = batch["input_ids"]
+    with torch.no_grad():
+        whole = model(input_ids=ids).last_hidden_state
+        begun = model(input_ids=ids[:, :3], use_cache=True)
+        rest = model(input_ids=ids[:, 3:], past_key_values=begun.past_key_values)
+    torch.testing.assert_close(rest.last_hidden_state, whole[:, 3:], atol=1e-5, rtol=1e-5)
 
 
 def test_prefixes_want_attention_that_can_be_reached(tiny: SimpleNamespace) -> None:

@@ -13,12 +13,15 @@ from transformers import (
     BertModel,
     ConvNextConfig,
     ConvNextModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     SwinConfig,
     SwinModel,
     ViTConfig,
     ViTModel,
 )
 
+from galenic.tuners._merging import MergeError
 from galenic.tuners.ssf import SSFConfig
 from galenic.tuners.ssf.functional import scale_shift
 
@@ -197,3 +200,24 @@ def test_gradients_equal_finite_differences(rebuild: bool, axis: int) -> None:
         return scale_shift(x, gamma, beta, axis, rebuild=rebuild)
 
     assert torch.autograd.gradcheck(pair, (x, gamma, beta))
+
+
+def test_a_head_that_is_never_entered_is_no_reason_to_refuse() -> None:
+    network = SiglipVisionModel(SiglipVisionConfig(**SMALL, image_size=32, patch_size=8))
+    model = get_peft_model(network, SSFConfig())
+    assert not any(".head." in f".{name}." for name in model.peft_config["default"].placed)
+
+
+@pytest.mark.parametrize(
+    "normed", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_a_computed_weight_is_not_merged_into_and_nothing_else_is(normed) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), normed(nn.Linear(8, 8))).eval()
+    model = get_peft_model(network, SSFConfig(init_std=0.3)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(MergeError, match="computed"):
+        model.base_model.merge_adapter()
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

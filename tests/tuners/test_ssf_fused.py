@@ -112,3 +112,16 @@ def test_where_one_step_would_lose_something_there_are_two() -> None:
     seen: list[int] = []
     layer.register_forward_hook(lambda *_: seen.append(1))
     assert fused(layer, x, *pair(4), keep_input=False) is None, "its hooks would be passed by"
+
+
+def test_a_base_bias_that_trains_gets_its_gradient() -> None:
+    for module in operators(4, 3, 0)[::2]:
+        assert module.bias is not None
+        module.bias.requires_grad_(True)
+        channels = len(module.bias)
+        assert (
+            fused(
+                module, torch.randn(2, 4).double(), *pair(channels, torch.float64), keep_input=True
+            )
+            is None
+        )

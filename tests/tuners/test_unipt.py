@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -246,6 +247,45 @@ def test_what_stands_at_padding_changes_nothing() -> None:
     alone = [state[:1, :3] for state in states]
     with torch.no_grad():
         torch.testing.assert_close(net(Hidden(alone, None)), clean[:1, :3], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("token", ["first", "last"])
+@pytest.mark.parametrize("pool", ["cls", "mean", "max"])
+def test_padding_may_stand_on_the_left(token: str, pool: str) -> None:
+    net = side(tokens_layout(), form="pooled", token=token, pool=pool)
+    states, final = [draw(1, 5, 8, seed=i) for i in range(4)], draw(1, 5, 8, seed=7)
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    with torch.no_grad():
+        found = net(Hidden(states, final, mask))
+        alone = net(Hidden([s[:, 2:] for s in states], final[:, 2:], mask[:, 2:]))
+    torch.testing.assert_close(found, alone)
+
+
+def test_a_mask_given_by_position_counts(tiny: SimpleNamespace) -> None:
+    network = tiny.make("bert")
+    ids, mask = tiny.inputs(network).values()
+    mask[1, 5:] = 0
+    model = get_peft_model(network, UniPTConfig(form="pooled")).eval()
+    with torch.no_grad():
+        named = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        assert torch.equal(model(ids, mask).last_hidden_state, named)
+
+
+@pytest.mark.parametrize("name", ["T5Model", "CLIPModel"])
+def test_a_network_that_reads_more_than_one_thing_is_refused(name: str) -> None:
+    wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    network: nn.Module = {
+        "T5Model": lambda: hf.T5Model(
+            hf.T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+        ),
+        "CLIPModel": lambda: hf.CLIPModel(
+            hf.CLIPConfig(
+                text_config=wide, vision_config={**wide, "image_size": 32, "patch_size": 8}
+            )
+        ),
+    }[name]()
+    with pytest.raises(BackboneError, match="does not run on input_ids"):
+        get_peft_model(network, UniPTConfig())
 
 
 def test_an_empty_sequence_is_no_nan() -> None:

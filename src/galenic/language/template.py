@@ -141,6 +141,12 @@ class Template:
             ids: list[int | None] = [None] * piece.count
         else:
             ids = list(self.tokenizer(piece.words, add_special_tokens=False)["input_ids"])
+            if self.tokenizer.mask_token_id in ids:
+                raise ConfigError(
+                    f"The template has '{self.tokenizer.mask_token}' among its words.",
+                    where=f"template '{self.text}'",
+                    expected=f"one {{mask}}, as in '{EXAMPLE}'",
+                )
         if piece.kind == "words":
             return [(token, 0) for token in ids if token is not None]
         self.soft_ids.extend(ids)

@@ -27,8 +27,8 @@ def label_tokens(
             logits are averaged), or an error.
 
     Raises:
-        ConfigError: If a class is unknown or has no word, a word falls into several tokens, or
-            two classes cannot be told apart.
+        ConfigError: If a class is unknown or has no word, a word is not in the vocabulary or
+            falls into several tokens, or two classes cannot be told apart.
     """
     for name in words:
         if name not in classes:
@@ -49,6 +49,13 @@ def label_tokens(
 
 def _tokens(word: str, tokenizer: Any, multi_token: MultiToken) -> list[int]:
     ids = list(tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"])
+    if not ids or tokenizer.unk_token_id in ids:
+        raise ConfigError(
+            f"The label word '{word}' is {'not in the vocabulary' if ids else 'empty'}.",
+            where="verbalizer.words",
+            expected="a word that the vocabulary holds",
+            next_step="Choose another word.",
+        )
     if len(ids) > 1 and multi_token == "error":
         pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids))
         raise ConfigError(

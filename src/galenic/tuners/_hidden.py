@@ -7,14 +7,15 @@ Hooks on the network's blocks note what comes in and what goes out, while the ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from galenic.core.errors import BackboneError
+from galenic.core.errors import BackboneError, GalenicError
 from galenic.models.anatomy import anatomy
 from galenic.models.prefix import unwrapped
 
@@ -97,17 +98,20 @@ def survey(network: nn.Module, method: str, inputs: Mapping[str, Tensor] | None 
     if len(names) < 2:
         raise _cannot_read(network, method, f"{len(names)} blocks")
     inputs = probe(network, method) if inputs is None else inputs
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
-        exits = names
-        raw, output, versions = _run(network, names, exits, lambda: network(**inputs))
-        if any(state.shape[1:] != raw[0].shape[1:] for state in raw):
-            exits = _before_halving(network, names, raw, inputs)
+        with evaluating(network):
+            exits = names
             raw, output, versions = _run(network, names, exits, lambda: network(**inputs))
-    finally:
-        for module, training in modes:
-            module.training = training
+            if any(state.shape[1:] != raw[0].shape[1:] for state in raw):
+                exits = _before_halving(network, names, raw, inputs)
+                raw, output, versions = _run(network, names, exits, lambda: network(**inputs))
+    except GalenicError:
+        raise
+    except Exception as error:
+        # Networks that read several things fail on one of them alone, each in its own way.
+        raise _cannot_read(
+            network, method, f"that it does not run on {' and '.join(inputs)} alone"
+        ) from error
     if len(raw) != len(names) + 1:
         raise _cannot_read(network, method, "blocks that do not run once each, one after another")
     if output is None:
@@ -117,6 +121,18 @@ def survey(network: nn.Module, method: str, inputs: Mapping[str, Tensor] | None 
     shapes = tuple(tuple(m.shape[1:]) for m in as_states(raw, kind, image_size(inputs)))
     channels = 1 if output.ndim > 3 and kind != "channels_last" else -1
     return Layout(names, shapes, kind, int(output.shape[channels]), writes, exits)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Inside, every module of `network` is in evaluation mode; behind, each is as it was."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def collect(
@@ -312,9 +328,12 @@ def probe(network: nn.Module, method: str) -> dict[str, Tensor]:
     if key == "input_values" and hasattr(config, "num_mel_bins"):
         frames = (1, config.max_length, config.num_mel_bins)
         return {key: torch.zeros(frames, device=parameter.device, dtype=parameter.dtype)}
+    if key == "input_values" and hasattr(config, "inputs_to_logits_ratio"):
+        wave = (1, 16 * config.inputs_to_logits_ratio)
+        return {key: torch.zeros(wave, device=parameter.device, dtype=parameter.dtype)}
     raise BackboneError(
         f"'{method}' cannot probe {type(network).__name__}: it does not say what it reads.",
-        expected="a transformers network of token ids or pixels",
+        expected="a transformers network of token ids, pixels or sound",
         next_step="Give the config `read`, from galenic.tuners._hidden.survey with a batch.",
     )
 

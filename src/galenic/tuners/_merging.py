@@ -28,10 +28,10 @@ class Mergeable(Protocol):
 
 
 def require_foldable(module: nn.Module) -> None:
-    """Check that the weights of a layer are floating-point numbers.
+    """Check that the weights of a layer are floating-point numbers, and its own.
 
     Raises:
-        MergeError: If they are quantised.
+        MergeError: If they are quantised, or computed from other tensors at each call.
     """
     weight = getattr(module, "weight", None)
     quantised = any(hasattr(module, key) for key in ("qweight", "W_q", "quant_state"))
@@ -41,6 +41,15 @@ def require_foldable(module: nn.Module) -> None:
             f"The weights of {type(module).__name__} are quantised.",
             expected="floating-point weights to merge into",
             next_step="Keep the adapter apart, or load the backbone unquantised.",
+        )
+    # A weight norm, spectral norm or pruning leaves no parameter of that name.
+    held = {*module._parameters, *module._buffers}
+    if isinstance(weight, Tensor) and "weight" not in held:
+        raise MergeError(
+            f"The weight of a {type(module).__name__} is computed from other tensors.",
+            expected="a weight that is a tensor of its own",
+            next_step="Remove the weight norm (torch.nn.utils.parametrize."
+            "remove_parametrizations), leave that layer out, or keep the adapter apart.",
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -111,6 +112,23 @@ def sealed_modules(network: nn.Module) -> set[str]:
     """Modules whose children are read as bare weights and never called."""
     kinds = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
     return {name for name, module in network.named_modules() if isinstance(module, kinds)}
+
+
+def outer_modules(network: nn.Module) -> dict[str, nn.Module]:
+    """Every module but the insides of tuner layers; first name only where one has several."""
+    wrapped = {n for n, m in network.named_modules() if n and hasattr(m, "base_layer")}
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if name and not any(name.startswith(w + ".") for w in wrapped)
+    }
+
+
+def given(network: nn.Module, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The argument `name` of a call of `network`, by keyword or by position; None without it."""
+    if name in kwargs or not args:
+        return kwargs.get(name)
+    return inspect.signature(network.forward).bind_partial(*args).arguments.get(name)
 
 
 def is_under(name: str, parents: Iterable[str]) -> bool:

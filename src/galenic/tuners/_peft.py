@@ -6,13 +6,12 @@ from typing import Any
 
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_MIXED_MODEL_MAPPING,
     PEFT_TYPE_TO_PREFIX_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 
 
-def register(key: str, config: type, tuner: type, *, prefix: str, mixed: bool = False) -> None:
+def register(key: str, config: type, tuner: type, *, prefix: str) -> None:
     """Make `key` known to peft, as if it were one of its own methods.
 
     peft's own helper wants a member of its closed enum; a plain string in the same tables does
@@ -23,7 +22,6 @@ def register(key: str, config: type, tuner: type, *, prefix: str, mixed: bool = 
         config: Subclass of `peft.PeftConfig`.
         tuner: Subclass of `peft.tuners.tuners_utils.BaseTuner`.
         prefix: What the names of the adapter's tensors start with.
-        mixed: Whether `PeftMixedModel` may combine it with other methods.
 
     Raises:
         ValueError: If the key is taken by another method.
@@ -39,6 +37,3 @@ def register(key: str, config: type, tuner: type, *, prefix: str, mixed: bool = 
     ):
         entries: dict[Any, Any] = table
         entries[key] = value
-    if mixed:
-        entries = PEFT_TYPE_TO_MIXED_MODEL_MAPPING
-        entries[key] = tuner

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from galenic.core.errors import BackboneError, nearest
+
+T = TypeVar("T", nn.Module, Tensor)
+
+
+def moved(value: T, device: torch.device, dtype: torch.dtype | None = None) -> T:
+    """A module or tensor on a device and in a type.
+
+    What is on the meta device stays there: peft puts loaded tensors in its place.
+    """
+    cast: Any = value.to(dtype=dtype)
+    if isinstance(value, Tensor):
+        return cast if cast.is_meta else cast.to(device)
+    return cast._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
 
 
 class TunerLayer(nn.Module, BaseTunerLayer):

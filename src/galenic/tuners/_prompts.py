@@ -216,11 +216,29 @@ def _attend_with_prefix(
 
     keys, values, name = module.__dict__["_galenic_prefix"]
     function = ALL_ATTENTION_FUNCTIONS.get(name) or ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if attention_mask is None and _looks_back(module, options) and "flash" not in name:
+        # Left to the function, the triangle would begin at the prefix.
+        attention_mask = _triangle(query, key)
     if attention_mask is not None:
         attention_mask = widen(attention_mask, key.shape[2], keys.shape[0], 0, rows=False)
+    if options.get("position_bias") is not None:
+        bias = widen(options["position_bias"], key.shape[2], keys.shape[0], 0, rows=False)
+        options["position_bias"] = bias
     return function(
         module, query, _join(keys, key), _join(values, value), attention_mask, **options
     )
+
+
+def _looks_back(module: nn.Module, options: Mapping[str, Any]) -> bool:
+    asked = options.get("is_causal")
+    return bool(getattr(module, "is_causal", False) if asked is None else asked)
+
+
+def _triangle(query: Tensor, key: Tensor) -> Tensor:
+    """A mask [1, 1, N, K] in which the last of N queries sees all of K keys, others one less."""
+    count, seen = query.shape[2], key.shape[2]
+    closed = query.new_full((1, 1, count, seen), torch.finfo(query.dtype).min)
+    return closed.triu(seen - count + 1)
 
 
 def _join(prefix: Tensor, own: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from galenic.core.errors import BackboneError, ConfigError
 from galenic.models.backbone import Backbone
 from galenic.tuners._hidden import Hidden, Layout, collect, image_size, survey
 from galenic.tuners._merging import MergeError
-from galenic.tuners._placing import TunerLayer, require_modules
+from galenic.tuners._network import given
+from galenic.tuners._placing import TunerLayer, moved, require_modules
 
 
 class SideNetwork(nn.Module):
@@ -170,7 +171,7 @@ class SideLayer(TunerLayer):
         if self.disable_adapters or not self.active_adapters:
             return self.base_layer(*args, **kwargs)
         side = self.side
-        mask = kwargs.get("attention_mask")
+        mask = given(self.base_layer, "attention_mask", args, kwargs)
         if self._packed is not None:
             hidden = side.unpack(self._packed, mask)
         else:
@@ -280,7 +281,7 @@ class SideModel(BaseTuner):
             layer = self.tuner_layer_cls(network)
             self.model = layer
         parameter = next(network.parameters(), torch.zeros(0))
-        layer.sides[adapter_name] = side.to(parameter.device)
+        layer.sides[adapter_name] = moved(side, parameter.device)
         layer.galenic_chain = bool(config.cache_features)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(layer)

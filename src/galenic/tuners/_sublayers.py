@@ -11,12 +11,13 @@ linear layer that is none of attention's and gives the width back. Two layouts a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
+from galenic.core.errors import BackboneError
 from galenic.models.anatomy import anatomy, is_norm
 from galenic.tuners._network import attention, is_linear, is_under, last, widths
 
@@ -62,21 +63,43 @@ class Sublayer:
     post: bool
 
 
-def sublayers(network: nn.Module, last_blocks: int | None = None) -> list[Sublayer]:
+def sublayers(
+    network: nn.Module, last_blocks: int | None = None, order: Sequence[str] = ()
+) -> list[Sublayer]:
     """Both halves of every transformer block, attention first, in the network's order.
 
     Args:
         network: Any network; tuner layers in it count as what they wrap.
         last_blocks: Only those in the last so many blocks.
+        order: Of `galenic.tuners._calls.calls`; tells which norm feeds what. Without it the
+            first norm of a block is taken to feed attention, and the last the feed-forward.
 
     Raises:
         ConfigError: If the network has fewer blocks.
     """
-    found = list(_Finder(network).halves())
+    found = list(_Finder(network, order).halves())
     if last_blocks is not None:
         allowed = {plain(name) for name in last(network, last_blocks)}
         found = [half for half in found if half.block in allowed]
     return found
+
+
+def require_two_way(network: nn.Module, method: str, next_step: str) -> None:
+    """Refuse attention that looks back only, for what lets every token see every other.
+
+    Raises:
+        BackboneError: Naming where such attention is.
+    """
+    modules = modules_by_plain_name(network)
+    cores = [half.core for half in sublayers(network) if half.kind == "attention"]
+    causal = [core for core in cores if getattr(modules[core], "is_causal", False)]
+    if causal:
+        raise BackboneError(
+            f"'{method}' cannot enter {type(network).__name__}: its attention ('{causal[0]}') "
+            "looks back only, and here tokens would see those that come after them.",
+            expected="an encoder, whose tokens see each other",
+            next_step=next_step,
+        )
 
 
 def plain(name: str) -> str:
@@ -104,10 +127,10 @@ def norms_of(modules: dict[str, nn.Module], width: int) -> list[str]:
     return [n for n, m in modules.items() if is_norm(m) and _normalises(m, width)]
 
 
-def final_norm(network: nn.Module) -> str | None:
+def final_norm(network: nn.Module, order: Sequence[str] = ()) -> str | None:
     """The norm behind the last block, or the last one in it; None where there is none."""
     modules = modules_by_plain_name(network)
-    halves = sublayers(network)
+    halves = sublayers(network, order=order)
     if not halves:
         return None
     order, norms = list(modules), norms_of(modules, halves[-1].width)
@@ -144,8 +167,9 @@ def anatomy_blocks(network: nn.Module) -> list[str]:
 
 
 class _Finder:
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, order: Sequence[str]) -> None:
         self.modules = modules_by_plain_name(network)
+        self.turn = {name: turn for turn, name in enumerate(_plain_all(order))}
         roles = {role: _plain_all(attention(network, (role,))) for role in ("q", "qkv", "out")}
         self.queries = roles["q"] + roles["qkv"]
         self.outs = roles["out"]
@@ -165,7 +189,8 @@ class _Finder:
             mlp, attend = self._mlp(block, down, query, width), self._attention(block, query, width)
             if attend is None:
                 continue
-            norms = self._feeding(block, attend, mlp, width, before)
+            starts = (attend[0] or query, mlp[0] or (mlp[1].module if mlp[1] else down))
+            norms = self._feeding(block, attend, mlp, width, before, starts)
             post = norms[2]
             before = self._last_norm(block, width) if post else None
             yield Sublayer("attention", block, width, *attend, norms[0], post)
@@ -246,10 +271,21 @@ class _Finder:
         mlp: tuple[str | None, Tap | None],
         width: int,
         before: str | None,
+        starts: tuple[str, str],
     ) -> tuple[str | None, str | None, bool]:
-        """Norms that feed attention and feed-forward, and whether they follow the sums."""
+        """Norms that feed attention and feed-forward, and whether they follow the sums.
+
+        `starts` are the modules that the halves begin with.
+        """
         calls = [call for call in (attend[0], mlp[0]) if call is not None]
         norms = [n for n in norms_of(self._under(block), width) if not is_under(n, calls)]
+        if all(name in self.turn for name in starts):
+            attend_at, mlp_at = (self.turn[name] for name in starts)
+            turns = sorted((self.turn[n], n) for n in norms if n in self.turn)
+            first = next((n for turn, n in reversed(turns) if turn < attend_at), None)
+            second = next((n for turn, n in reversed(turns) if turn < mlp_at), None)
+            post = first is None and bool(turns) and turns[-1][0] > mlp_at
+            return (before or self._entry(block, width)) if post else first, second, post
         sums = [tap.module for tap in (attend[1], mlp[1]) if tap is not None and tap.index == 1]
         if sums:
             inner = [n for n in norms if not is_under(n, sums[-1:])] or norms
@@ -275,7 +311,7 @@ class _Finder:
         return {n: m for n, m in self.modules.items() if n == name or n.startswith(name + ".")}
 
 
-def _plain_all(names: list[str]) -> list[str]:
+def _plain_all(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(plain(name) for name in names))
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 
 from peft.utils.other import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from galenic.core.errors import BackboneError
-from galenic.tuners._placing import PlacingTuner, TunerLayer
-
-T = TypeVar("T", nn.Module, Tensor)
+from galenic.tuners._placing import PlacingTuner, T, TunerLayer, moved
 
 
 class WrappingLayer(TunerLayer):
@@ -28,8 +26,7 @@ class WrappingLayer(TunerLayer):
         """A module or tensor on the device and in the type of the base layer."""
         for reference in self.base_layer.parameters():
             if reference.is_floating_point():
-                moved: Any = value
-                return moved.to(reference.device, reference.dtype)
+                return moved(value, reference.device, reference.dtype)
         return value
 
     def release(self) -> None:

@@ -6,6 +6,7 @@ Transformer-based Masked Language-models", ACL 2022, arXiv 2106.10199.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -15,6 +16,9 @@ from galenic.tuners import Capabilities
 
 if TYPE_CHECKING:
     from galenic.models.backbone import Backbone
+
+# The last two are those of recurrent layers; bias_k and bias_v of attention are tokens.
+_BIAS = re.compile(r"bias|.*_bias|bias_[ih]h_.*")
 
 CAPABILITIES = Capabilities(
     paper="Ben Zaken et al., BitFit, ACL 2022, arXiv 2106.10199",
@@ -57,7 +61,7 @@ def attach(backbone: Backbone, config: Config) -> None:
         if in_head(name) or (allowed is not None and name not in allowed):
             continue
         own = dict(module.named_parameters(recurse=False))
-        found = [p for key, p in own.items() if key == "bias" or key.endswith("_bias")]
+        found = [p for key, p in own.items() if _BIAS.fullmatch(key)]
         biases += len(found)
         chosen += found
         if config.norm_weights and is_norm(module) and axis_of(module) is not None:

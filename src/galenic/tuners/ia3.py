@@ -48,6 +48,7 @@ def attach(backbone: Backbone, config: Config) -> None:
     """
     from peft import IA3Config, get_peft_model
 
+    from galenic.tuners._calls import uncalled
     from galenic.tuners._network import (
         attention,
         cannot_enter,
@@ -58,7 +59,9 @@ def attach(backbone: Backbone, config: Config) -> None:
     )
 
     network = backbone.network
-    scaled, inner = attention(network, ("k", "v")), feedforward_down(network)
+    blind = uncalled(network, lambda: backbone(**backbone.example()))
+    scaled = [name for name in attention(network, ("k", "v")) if name not in blind]
+    inner = [name for name in feedforward_down(network) if name not in blind]
     if config.last_blocks is not None:
         allowed = last(network, config.last_blocks)
         scaled = [name for name in scaled if name in allowed]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from galenic.models.backbone import Backbone
+    from galenic.tuners._calls import Run
 
 # What peft puts before the names of a network's layers.
 _PREFIX = "base_model.model."
@@ -53,14 +54,22 @@ class Config(BaseConfig):
     )
 
 
-def targets(network: nn.Module, config: Config) -> list[str]:
+def targets(network: nn.Module, config: Config, run: Run | None = None) -> list[str]:
     """Full names of the layers that get an update.
+
+    Layers whose weights are read without a call of them get none.
+
+    Args:
+        network: Any network.
+        config: What is asked for.
+        run: One pass through the network; None makes an example from its config.
 
     Raises:
         BackboneError: If there are none.
     """
     import re
 
+    from galenic.tuners._calls import uncalled
     from galenic.tuners._network import (
         attention,
         cannot_enter,
@@ -77,7 +86,7 @@ def targets(network: nn.Module, config: Config) -> list[str]:
     layers = [n for n in layers if not is_under(n, sealed)]
     if wish == "attention":
         names = attention(network, ("q", "k", "v", "qkv", "out"))
-        looked_for = "attention projections (q, k, v, qkv or out layers)"
+        looked_for = "attention projections (q, k, v, qkv or out layers) that are called as modules"
     elif wish == "all-linear":
         names = [n for n in layers if is_linear(network.get_submodule(n)) and not in_head(n)]
         looked_for = "linear layers outside the head"
@@ -87,6 +96,8 @@ def targets(network: nn.Module, config: Config) -> list[str]:
     else:
         names = [n for n in layers if any(n == w or n.endswith("." + w) for w in wish)]
         looked_for = f"linear or convolution layers named {', '.join(wish)}"
+    blind = uncalled(network, run)
+    names = [name for name in names if name not in blind]
     if config.last_blocks is not None:
         allowed = last(network, config.last_blocks)
         names = [name for name in names if name in allowed]
@@ -107,7 +118,7 @@ def attach(backbone: Backbone, config: Config) -> None:
     from galenic.tuners._network import freeze
 
     network = backbone.network
-    names = targets(network, config)
+    names = targets(network, config, run=lambda: backbone(**backbone.example()))
     for name in names:
         weight: Any = network.get_submodule(name).weight
         room = min(int(weight.shape[0]), weight.numel() // int(weight.shape[0]))

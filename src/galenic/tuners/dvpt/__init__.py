@@ -103,7 +103,7 @@ def attach(backbone: Backbone, config: Config) -> None:
             next_step="Set pool=cls (of the task), or leave tuner.pool at auto.",
         )
     peft_config = DVPTConfig(**settings)
-    place(backbone.network, peft_config)
+    place(backbone.network, peft_config, run=lambda: backbone(**backbone.example()))
     freeze(backbone.network)
     backbone.network = get_peft_model(backbone.network, peft_config)
 

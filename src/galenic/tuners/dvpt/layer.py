@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from galenic.core.errors import BackboneError
 from galenic.tuners._prompts import (
     Args,
     first_of,
@@ -133,6 +134,7 @@ class DVPTBlock(WrappingLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's output, prompt tokens included."""
+        self._seen = []
         name = self.current()
         if name is None or self._spots[name]["role"] == "before":
             return self.base_layer(*args, **kwargs)
@@ -179,8 +181,15 @@ class DVPTBlock(WrappingLayer):
     def _leave(self, _: nn.Module, __: Args, output: Any) -> Any:
         """After the feed-forward: add the bottleneck's part, and (repo) what was added before."""
         name = self.current()
-        if name is None or not self._seen:
+        if name is None or "source" not in self._spots[name]:
             return None
+        if not self._seen:
+            raise BackboneError(
+                f"The state that enters the feed-forward of {type(self.base_layer).__name__} "
+                f"never passed '{self._spots[name]['source'][0]}' before it.",
+                expected="blocks that normalise before each half (pre-norm)",
+                next_step="Use ssf or bitfit, which enter any network.",
+            )
         x, added = self._seen.pop()
         config, shared = self._settings[name], self.shared(name)
 

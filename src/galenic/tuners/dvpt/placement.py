@@ -8,6 +8,7 @@ from torch import nn
 
 from galenic.core.errors import BackboneError
 from galenic.tuners._bottleneck import check_range
+from galenic.tuners._calls import Run, calls
 from galenic.tuners._network import cannot_enter
 from galenic.tuners._prompts import place_for_prompts
 from galenic.tuners._sublayers import (
@@ -16,6 +17,7 @@ from galenic.tuners._sublayers import (
     Tap,
     entry_norm,
     is_plain_chain,
+    require_two_way,
     sublayers,
 )
 from galenic.tuners.dvpt.config import DVPTConfig
@@ -24,18 +26,25 @@ PLAIN = {"num_prompts": 50, "latent_dim": 20, "share_every": 3}
 STAGES = {"num_prompts": 10, "latent_dim": 10, "share_every": 2}
 
 
-def place(network: nn.Module, config: DVPTConfig) -> None:
+def place(network: nn.Module, config: DVPTConfig, run: Run | None = None) -> None:
     """Fill `config.placed`, and every choice that was left to us, for `network`.
+
+    Args:
+        network: Any network.
+        config: What is asked for.
+        run: One pass through the network; None makes an example from its config.
 
     Raises:
         BackboneError: If the variant cannot enter; says what was looked for and found.
         ConfigError: If the bottleneck does not fit its width, or there are fewer blocks.
     """
-    halves = [h for h in sublayers(network, config.last_blocks) if h.kind == "mlp"]
+    order = calls(network, run)
+    halves = [h for h in sublayers(network, config.last_blocks, order) if h.kind == "mlp"]
     if not halves:
         raise cannot_enter(
             network, "dvpt", LOOKED_FOR, "Use ssf or bitfit, which enter any network."
         )
+    require_two_way(network, "dvpt", "Use petl_ast with variant pfeiffer or houlsby.")
     chain = is_plain_chain(network)
     variant = ("paper" if chain else "repo") if config.variant == "auto" else config.variant
     if variant != "repo" and not chain:
@@ -81,7 +90,7 @@ def _source(network: nn.Module, half: Sublayer, variant: str) -> Tap:
             f"'dvpt' with variant repo cannot enter {half.block} of {type(network).__name__}: no "
             "norm stands before its feed-forward.",
             expected="blocks that normalise before each half (pre-norm)",
-            next_step="Use variant: paper or repo-vit.",
+            next_step="Use variant: paper or repo-vit in a plain chain of blocks, else ssf.",
         )
     if half.tap is not None:
         return half.tap

@@ -78,7 +78,7 @@ def attach(backbone: Backbone, config: Config) -> None:
     from galenic.tuners.pego.placement import place
 
     settings = PEGOConfig(**config.model_dump(exclude={"method"}))
-    place(backbone.network, settings)
+    settings.placed = place(backbone.network, settings, run=lambda: backbone(**backbone.example()))
     freeze(backbone.network)
     backbone.network = get_peft_model(backbone.network, settings)
 

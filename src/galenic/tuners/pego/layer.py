@@ -24,7 +24,7 @@ class PEGOLayer(TunerLayer):
         base_layer: Linear layer, or transformers' `Conv1D`.
         adapter_name: First adapter.
         config: Its settings.
-        parts: Ranges of output rows that carry a group; all of one width.
+        parts: Ranges of output rows that carry a group of it; all of one width.
     """
 
     adapter_layer_names = ("pego_A", "pego_B")
@@ -39,7 +39,7 @@ class PEGOLayer(TunerLayer):
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.parts = [(start, end) for start, end in parts]
+        self.parts: dict[str, list[tuple[int, int]]] = {}
         self.transposed = is_transposed(base_layer)
         self.pego_A = nn.ParameterDict()
         self.pego_B = nn.ParameterDict()
@@ -48,16 +48,19 @@ class PEGOLayer(TunerLayer):
         self._disable_adapters = False
         self._active_adapter = [adapter_name]
         self._original: Tensor | None = None
-        self.update_layer(adapter_name, config)
+        self.update_layer(adapter_name, config, parts)
 
-    def update_layer(self, adapter_name: str, config: PEGOConfig, **_: Any) -> None:
-        """Make the groups of `adapter_name`: A Kaiming-uniform, B zero."""
+    def update_layer(
+        self, adapter_name: str, config: PEGOConfig, parts: list[list[int]], **_: Any
+    ) -> None:
+        """Make the groups of `adapter_name` on `parts`: A Kaiming-uniform, B zero."""
+        self.parts[adapter_name] = [(start, end) for start, end in parts]
         weight: Any = self.base_layer.weight
         inputs = widths(self.base_layer)[0]
-        width = self.parts[0][1] - self.parts[0][0]
+        width = parts[0][1] - parts[0][0]
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
         made = {"device": weight.device, "dtype": dtype}
-        shape = (len(self.parts), config.groups)
+        shape = (len(parts), config.groups)
         down = torch.empty(*shape, config.rank, inputs, **made)
         # kaiming_uniform_(a=sqrt(5)) of each [rank, inputs]: a bound of 1 / sqrt(inputs).
         down.uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
@@ -75,31 +78,33 @@ class PEGOLayer(TunerLayer):
             return result
         for name in self.active_adapters:
             if name in self.pego_A:
-                result = self._add(result, x, self.pego_A[name], self.pego_B[name])
+                result = self._add(result, x, name)
         return result
 
-    def _add(self, result: Tensor, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    def _add(self, result: Tensor, x: Tensor, name: str) -> Tensor:
+        down, up, parts = self.pego_A[name], self.pego_B[name], self.parts[name]
         hidden = functional.linear(x.to(down.dtype), down.flatten(0, 2))
         # Side by side, the groups of one part are one update of rank groups x rank.
         joined = up.transpose(1, 2).flatten(2)
         updates = [
             functional.linear(part, matrix).to(result.dtype)
-            for part, matrix in zip(hidden.chunk(len(self.parts), -1), joined, strict=True)
+            for part, matrix in zip(hidden.chunk(len(parts), -1), joined, strict=True)
         ]
-        if len(self.parts) == 1 and self.parts[0] == (0, result.shape[-1]):
+        if parts == [(0, result.shape[-1])]:
             return result + updates[0]
         pieces, at = [], 0
-        for (start, end), update in zip(self.parts, updates, strict=True):
+        for (start, end), update in zip(parts, updates, strict=True):
             pieces += [result[..., at:start], result[..., start:end] + update]
             at = end
         return torch.cat([*pieces, result[..., at:]], dim=-1)
 
     def delta(self, adapter_name: str) -> Tensor:
-        """The update [d_out, d_in] of an adapter in float32, zero on rows that carry no group."""
-        down, up = self.pego_A[adapter_name].float(), self.pego_B[adapter_name].float()
+        """The update [d_out, d_in] in float32 at least, zero on rows that carry no group."""
+        wide = torch.promote_types(self.pego_A[adapter_name].dtype, torch.float32)
+        down, up = self.pego_A[adapter_name].to(wide), self.pego_B[adapter_name].to(wide)
         inputs, outputs = widths(self.base_layer)
         full = down.new_zeros(outputs, inputs)
-        for (start, end), a, b in zip(self.parts, down, up, strict=True):
+        for (start, end), a, b in zip(self.parts[adapter_name], down, up, strict=True):
             full[start:end] = torch.einsum("nor,nri->oi", b, a)
         return full
 
@@ -113,7 +118,7 @@ class PEGOLayer(TunerLayer):
                 continue
             config = self.configs[name]
             for (start, end), down, up in zip(
-                self.parts, self.pego_A[name], self.pego_B[name], strict=True
+                self.parts[name], self.pego_A[name], self.pego_B[name], strict=True
             ):
                 preserve, diversify = orthogonal_terms(weight[start:end], down, up, config.norm)
                 if config.preserve:
@@ -134,7 +139,7 @@ class PEGOLayer(TunerLayer):
             return
         require_foldable(self.base_layer)
         weight: Any = self.base_layer.weight
-        merged = weight.data.float()
+        merged = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
         for name in names:
             delta = self.delta(name)
             merged = merged + (delta.T if self.transposed else delta)
@@ -162,4 +167,5 @@ class PEGOLayer(TunerLayer):
         if adapter_name in self.merged_adapters:
             self.unmerge()
         self.configs.pop(adapter_name, None)
+        self.parts.pop(adapter_name, None)
         super().delete_adapter(adapter_name)

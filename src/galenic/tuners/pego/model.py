@@ -33,10 +33,10 @@ class PEGOModel(PlacingTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, PEGOLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
         parts = (peft_config.placed or {})[current_key]
+        if isinstance(target, PEGOLayer):
+            target.update_layer(adapter_name, peft_config, parts)
+            return
         layer = PEGOLayer(target, adapter_name, peft_config, parts)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
@@ -74,4 +74,4 @@ class PEGOModel(PlacingTuner):
         return super()._unload_and_optionally_merge(False, progressbar)
 
 
-_peft.register("PEGO", PEGOConfig, PEGOModel, prefix="pego_", mixed=True)
+_peft.register("PEGO", PEGOConfig, PEGOModel, prefix="pego_")

@@ -7,12 +7,14 @@ import re
 from torch import nn
 
 from galenic.core.errors import BackboneError, ConfigError, nearest
+from galenic.tuners._calls import Run, uncalled
 from galenic.tuners._network import (
     attention,
     cannot_enter,
     is_linear,
     is_under,
     last,
+    outer_modules,
     sealed_modules,
     widths,
 )
@@ -21,26 +23,37 @@ from galenic.tuners.ssf.placement import in_head
 
 # Thirds of a fused projection that carry a group: query and value.
 THIRDS = (0, 2)
+# Fused projections with rows [heads, 3, head]: GPT-NeoX, BLOOM, Falcon, Persimmon.
+BY_HEAD = {"query_key_value"}
 
 
-def place(network: nn.Module, config: PEGOConfig) -> dict[str, list[list[int]]]:
+def place(
+    network: nn.Module, config: PEGOConfig, run: Run | None = None
+) -> dict[str, list[list[int]]]:
     """Ranges of output rows that carry a group, by full name of the layer.
+
+    Layers whose weights are read without a call of them carry none.
+
+    Args:
+        network: Any network; layers that carry groups already count as what they wrap.
+        config: What is asked for.
+        run: One pass through the network; None makes an example from its config.
 
     Raises:
         BackboneError: If no layer matches, a match is no linear layer or in a head, or a fused
             projection has no three equal parts.
         ConfigError: If rank times groups is more than a layer has room for.
     """
-    sealed = sealed_modules(network)
+    sealed, blind = sealed_modules(network), uncalled(network, run)
     linear = [
         name
-        for name, module in network.named_modules()
-        if is_linear(module) and not is_under(name, sealed)
+        for name, module in outer_modules(network).items()
+        if is_linear(module) and name not in blind and not is_under(name, sealed)
     ]
     wish = config.target_modules
     if wish == "qv":
-        names = attention(network, ("q", "v", "qkv"))
-        looked_for = "query and value projections, or fused qkv layers"
+        names = [n for n in attention(network, ("q", "v", "qkv")) if n not in blind]
+        looked_for = "query and value projections, or fused qkv layers, that are called as modules"
     else:
         names = _named(network, linear, wish or [])
         looked_for = f"linear layers that match {wish}"
@@ -72,6 +85,13 @@ def place(network: nn.Module, config: PEGOConfig) -> dict[str, list[list[int]]]:
 
 
 def _thirds(name: str, rows: int, columns: int) -> list[list[int]]:
+    leaf = name.rpartition(".")[2]
+    if leaf in BY_HEAD:
+        raise BackboneError(
+            f"The fused projection '{name}' holds query, key and value of one head after another.",
+            expected="all queries, then all keys, then all values",
+            next_step=f"Set target_modules: [{leaf}], which puts the groups on all of its rows.",
+        )
     if rows != 3 * columns:
         raise BackboneError(
             f"The fused projection '{name}' maps {columns} to {rows}: its query, key and value "

@@ -134,7 +134,7 @@ def attach(backbone: Backbone, config: Config) -> None:
         # The mask that pools a text has no place for prompts.
         settings["prompt_output"] = "strip" if backbone.inputs.form == "tokens" else "keep"
     peft_config = PETLASTConfig(**settings)
-    place(backbone.network, peft_config)
+    place(backbone.network, peft_config, run=lambda: backbone(**backbone.example()))
     freeze(backbone.network)
     backbone.network = get_peft_model(backbone.network, peft_config)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from galenic.core.errors import BackboneError
 from galenic.tuners._bottleneck import Bottleneck, Conformer, Normed
+from galenic.tuners._network import given
 from galenic.tuners._prompts import (
     Args,
     first_of,
@@ -39,12 +39,8 @@ class TokenMask:
         self.keep: Tensor | None = None
 
     def __call__(self, network: nn.Module, args: Args, kwargs: Mapping[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
-        if mask is None and len(args) > 1:
-            bound = inspect.signature(network.forward).bind_partial(*args)
-            mask = bound.arguments.get("attention_mask")
-        usable = isinstance(mask, Tensor) and mask.ndim == 2
-        self.keep = mask.bool() if usable else None  # type: ignore[union-attr]
+        mask = given(network, "attention_mask", args, kwargs)
+        self.keep = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
     def of(self, tokens: Tensor) -> Tensor | None:
         """True for the real ones among `tokens` [B, N, d]; None if all are, or it is not said."""

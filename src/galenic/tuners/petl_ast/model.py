@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from galenic.tuners import _peft
@@ -79,6 +80,8 @@ class PETLASTModel(WrappingTuner):
             if isinstance(module, WrappingLayer):
                 for key in module.adapter_layer_names:
                     ours.update(getattr(module, key).modules())
+            elif isinstance(module, ModulesToSaveWrapper):
+                ours.update(module.modules_to_save.modules())
         for module in self.model.modules():
             if module not in ours and not hasattr(module, "gradient_checkpointing"):
                 module.training = False

@@ -8,6 +8,7 @@ from torch import nn
 
 from galenic.core.errors import BackboneError
 from galenic.tuners._bottleneck import waist_of
+from galenic.tuners._calls import Run, calls
 from galenic.tuners._network import cannot_enter
 from galenic.tuners._prompts import check_interface, place_for_prompts
 from galenic.tuners._sublayers import (
@@ -16,6 +17,7 @@ from galenic.tuners._sublayers import (
     final_norm,
     is_plain_chain,
     modules_by_plain_name,
+    require_two_way,
     sublayers,
 )
 from galenic.tuners.petl_ast.config import PETLASTConfig
@@ -23,18 +25,26 @@ from galenic.tuners.petl_ast.config import PETLASTConfig
 SITES = {"ffn": ("mlp",), "mhsa": ("attention",), "both": ("attention", "mlp")}
 
 
-def place(network: nn.Module, config: PETLASTConfig) -> None:
+def place(network: nn.Module, config: PETLASTConfig, run: Run | None = None) -> None:
     """Fill `config.placed` and `config.norms` for `network`.
+
+    Args:
+        network: Any network.
+        config: What is asked for.
+        run: One pass through the network; None makes an example from its config.
 
     Raises:
         BackboneError: If the variant cannot enter; says what was looked for and found.
         ConfigError: If a bottleneck does not fit its width, or there are fewer blocks.
     """
-    halves = sublayers(network, config.last_blocks)
+    order = calls(network, run)
+    halves = sublayers(network, config.last_blocks, order)
     if not halves:
         raise cannot_enter(
             network, "petl_ast", LOOKED_FOR, "Use ssf or bitfit, which enter any network."
         )
+    if config.variant in ("conformer", "prompt", "deep-prompt"):
+        require_two_way(network, "petl_ast", "Use variant: pfeiffer, houlsby or prefix.")
     feeding: list[str] = []
     if config.variant in ("prompt", "deep-prompt"):
         config.placed = _prompts(network, halves, config)
@@ -43,7 +53,7 @@ def place(network: nn.Module, config: PETLASTConfig) -> None:
     else:
         config.placed, feeding = _adapters(network, halves, config)
     norms = feeding if config.train_layernorm else []
-    end = final_norm(network)
+    end = final_norm(network, order)
     if config.train_final_norm and end is not None:
         norms = [*norms, end]
     config.norms = list(dict.fromkeys(norms))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from galenic.core.errors import BackboneError
 from galenic.tuners import _peft
+from galenic.tuners._placing import PlacingTuner
 from galenic.tuners._sparse import place_of
 from galenic.tuners.sara.config import SaRAConfig
 from galenic.tuners.sara.layer import SaRALayer
@@ -73,6 +74,8 @@ class SaRAModel(BaseTuner):
             adapter_name=adapter_name,
             activate_adapter=adapter_name in self.active_adapters,
         )
+
+    _replace_module = PlacingTuner._replace_module
 
     def _create_and_replace(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError("sara replaces no module")

@@ -75,15 +75,16 @@ def attach(backbone: Backbone, config: Config) -> None:
     from galenic.tuners.ssf.placement import place
 
     network = backbone.network
-    place(
+    settings = SSFConfig(**config.model_dump(exclude={"method"}))
+    settings.placed = place(
         network,
         config.target_modules,
         exclude_modules=config.exclude_modules,
         last_blocks=config.last_blocks,
+        run=lambda: backbone(**backbone.example()),
     )
     freeze(network)
-    settings = config.model_dump(exclude={"method"})
-    backbone.network = get_peft_model(network, SSFConfig(**settings))
+    backbone.network = get_peft_model(network, settings)
 
 
 __getattr__ = lazily(__name__, SSFConfig="model", SSFModel="model", merge_change="model")

@@ -152,14 +152,14 @@ def _suits(module: nn.Module, x: Tensor, gamma: Tensor, beta: Tensor) -> bool:
         return False
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         return False
-    weight = module.weight
-    if weight is None or weight.requires_grad or torch.is_autocast_enabled(x.device.type):
+    weight, bias = module.weight, module.bias
+    if weight is None or torch.is_autocast_enabled(x.device.type):
+        return False
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
         return False
     if not (gamma.requires_grad and beta.requires_grad and torch.is_grad_enabled()):
         return False
-    if isinstance(module, nn.LayerNorm) and (
-        module.bias is None or len(module.normalized_shape) != 1
-    ):
+    if isinstance(module, nn.LayerNorm) and (bias is None or len(module.normalized_shape) != 1):
         return False
     return x.dtype in WIDE and x.dtype == weight.dtype == gamma.dtype
 

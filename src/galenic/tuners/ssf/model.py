@@ -141,4 +141,4 @@ def _tensors(output: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-_peft.register("SSF", SSFConfig, SSFModel, prefix="ssf_", mixed=True)
+_peft.register("SSF", SSFConfig, SSFModel, prefix="ssf_")

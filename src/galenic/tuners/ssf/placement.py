@@ -20,7 +20,16 @@ from typing import Any, cast
 from torch import nn
 
 from galenic.core.errors import BackboneError, nearest
-from galenic.tuners._network import cannot_enter, is_linear, is_under, last, sealed_modules, widths
+from galenic.tuners._calls import Run, uncalled
+from galenic.tuners._network import (
+    cannot_enter,
+    is_linear,
+    is_under,
+    last,
+    outer_modules,
+    sealed_modules,
+    widths,
+)
 
 HEADS = frozenset(
     [
@@ -121,8 +130,11 @@ def place(
     exclude_modules: str | Sequence[str] | None = None,
     modules_to_save: Sequence[str] | None = None,
     last_blocks: int | None = None,
+    run: Run | None = None,
 ) -> list[str]:
     """Full names of the modules that get a pair, in the network's order.
+
+    With `auto`, layers whose weights are read without a call of them get none.
 
     Args:
         network: Any network; modules that carry pairs already count as what they wrap.
@@ -131,22 +143,25 @@ def place(
         exclude_modules: Pattern or names, as above, that get none.
         modules_to_save: Modules that are trained whole, and so get none.
         last_blocks: Only the last so many blocks and what follows them.
+        run: One pass through the network; None makes an example from its config.
 
     Raises:
         BackboneError: If nothing matches, or a named module cannot carry a pair.
     """
-    modules = _outer_modules(network)
+    modules = outer_modules(network)
     sealed = sealed_modules(network)
+    blind = uncalled(network, run)
     wrong: list[str] = []
     if target_modules == "auto":
         names = _automatic(modules)
-        wrong = sorted(name for name in sealed if not _matches(name, exclude_modules))
+        names = [name for name in names if name not in blind]
+        wrong = sorted(n for n in sealed if not in_head(n) and not _matches(n, exclude_modules))
     else:
         names = [name for name in modules if _matches(name, target_modules)]
         if not isinstance(target_modules, str):
             wrong = [n for n in names if axis_of(modules[n]) is None or is_under(n, sealed)]
         names = [n for n in names if axis_of(modules[n]) is not None]
-    wrong += [n for n in names if target_modules != "auto" and is_under(n, sealed)]
+        wrong += [n for n in names if n in blind or is_under(n, sealed)]
     if wrong:
         kinds = ", ".join(f"{n} ({type(modules[n]).__name__})" for n in dict.fromkeys(wrong[:5]))
         raise BackboneError(
@@ -168,16 +183,6 @@ def place(
     if not names:
         raise _nothing(network, target_modules, list(modules))
     return names
-
-
-def _outer_modules(network: nn.Module) -> dict[str, nn.Module]:
-    """Every module but the insides of tuner layers; first name only where one has several."""
-    wrapped = {n for n, m in network.named_modules() if n and hasattr(m, "base_layer")}
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if name and not any(name.startswith(w + ".") for w in wrapped)
-    }
 
 
 def _automatic(modules: dict[str, nn.Module]) -> list[str]:

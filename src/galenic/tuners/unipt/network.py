@@ -212,24 +212,29 @@ class PooledUniPT(UniPT):
     def _own(self, target: Tensor, mask: Tensor | None) -> Tensor:
         """The token [B, m] that stands for a layer."""
         if self.token == "first":
-            return target[:, 0]
+            return _first(target, mask)
         if mask is None:
             return target[:, -1]
-        # The last valid token, on whichever side the padding is.
-        places = torch.arange(mask.shape[1], device=mask.device)
-        last = (places * (mask != 0)).amax(dim=1)
-        return target[torch.arange(len(target), device=target.device), last]
+        return _first(target.flip(1), mask.flip(1))
 
     def pooled(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """The frozen network's feature [B, E], as the backbone pools it."""
         if self.pool == "cls":
-            return tokens[:, 0]
+            return _first(tokens, mask)
         if mask is None:
             inner = tokens[:, self.prefix :]
             return inner.amax(dim=1) if self.pool == "max" else inner.mean(dim=1)
         if self.pool == "max":
             return tokens.masked_fill(mask[..., None] == 0, -torch.inf).amax(dim=1)
         return masked_mean(tokens, mask)
+
+
+def _first(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The first valid token [B, m], on whichever side the padding is."""
+    if mask is None:
+        return tokens[:, 0]
+    first = (mask != 0).int().argmax(dim=1)
+    return tokens[torch.arange(len(tokens), device=tokens.device), first]
 
 
 def _check_divides(
