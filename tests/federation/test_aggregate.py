@@ -16,6 +16,7 @@ from galenic.federation.aggregate import (
     Aggregate,
     aggregate,
     compress,
+    continued,
     error,
     joined,
     shares,
@@ -125,6 +126,18 @@ def test_padding_is_the_average_of_padded_factors() -> None:
     cut = truncated(found.state, 2)
     assert cut[A].shape == (2, 5) and cut[B].shape == (6, 2)
     assert torch.equal(cut[HEAD], found.state[HEAD])
+
+
+@given(st.integers(1, 6), st.integers(1, 6))
+def test_what_nobody_trained_stays_as_it_was_sent(trained: int, held: int) -> None:
+    sent, given_ = (Aggregate(update(k, r).state, r, 2.0) for k, r in enumerate((held, trained)))
+    found = continued(given_, sent)
+    assert found.rank == len(found.state[A]) == max(trained, held)
+    assert torch.equal(truncated(found.state, trained)[A], given_.state[A])
+    rest = [(1.0, given_.state, slice(0, None)), (1.0, sent.state, slice(trained, None))]
+    wanted = sum(w * s[B][:, part] @ s[A][part] for w, s, part in rest)
+    torch.testing.assert_close(found.state[B] @ found.state[A], wanted)
+    assert torch.equal(found.state[HEAD], given_.state[HEAD])
 
 
 def test_dense_weights_are_averaged() -> None:

@@ -19,6 +19,7 @@ from galenic.core.errors import ConfigError
 from galenic.core.run import Run
 from galenic.federation.driver import InProcessGrid
 from galenic.launch import federation
+from galenic.tasks import federate
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {"lung": "cough and fever", "bone": "fracture of the arm", "skin": "rash on the skin"}
@@ -60,7 +61,7 @@ def test_hospitals_train_on_manifests_that_the_server_never_sees(tmp_path: Path)
     server = {"data": str(manifest(tmp_path / "own.csv", three)), "out": str(tmp_path / "runs")}
     federation.server_app(grid, context(0, {}, {**told, **server}))
     run = Run.open(tmp_path / "runs" / "federation-0001")
-    assert run.state == "finished"
+    assert run.state == "finished" and run.provenance["recipe"] == "mine"
     last = run.read_json("rounds.json")["rounds"][1]
     assert last["counted"] == ["000", "001"]
     assert [r["client"] for r in last["refused"]] == ["node 3"]
@@ -77,6 +78,13 @@ def test_options_in_the_guide_are_flowers_own(command: str) -> None:
     told = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
     assert wanted
     assert wanted <= set(re.findall(r"--[a-z-]+", told))
+
+
+@pytest.mark.parametrize("method", ["local", "pooled"])
+def test_clients_elsewhere_are_asked_for_something(method: str, tmp_path: Path) -> None:
+    config = federate.Config(data=str(manifest(tmp_path / "own.csv", list(WORDS))), method=method)
+    with pytest.raises(ConfigError, match=f"method={method} has no rounds"):
+        federate.make(config, Run.create(tmp_path, "x"), InProcessGrid(federation.client_app, 2))
 
 
 def test_what_is_not_told_is_asked_for() -> None:

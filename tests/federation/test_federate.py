@@ -21,7 +21,8 @@ from galenic.federation.aggregate import Aggregate
 from galenic.federation.messages import Order
 from galenic.federation.partition import by_patient, by_site
 from galenic.tasks import federate
-from galenic.tasks._federate_models import backbone_of, sent, started
+from galenic.tasks._federate_config import PrivacyConfig
+from galenic.tasks._federate_models import backbone_of, require_still, sent, started
 
 SHORT = ["schedule.max_steps=1", "schedule.batch_size=8", "score.resamples=20", "rounds=2",
          "clients.count=2", "ranks=[3, 2]", "input.max_length=16"]  # fmt: skip
@@ -140,6 +141,50 @@ def test_every_method_goes_all_the_way(method: str, tmp_path: Path) -> None:
     found = pd.read_parquet(run.path / "predictions.parquet")
     scores = found[found["split"] == "test"].filter(like="score").to_numpy()
     np.testing.assert_allclose(torch.from_numpy(logits).softmax(-1), scores, atol=1e-6)
+
+
+def test_layers_of_a_client_that_trains_all_have_rates_of_their_own(stacked: Run) -> None:
+    job, _ = federate.load(stacked)
+    schedule = job.config.schedule.model_copy(update={"layer_decay": 0.5})
+    job.config = job.config.model_copy(update={"method": "full", "schedule": schedule})
+    before = backbone_of(job.pristine).network.state_dict()
+    after = job.client(0, Order(1, job._bare())).state
+    first, last = (
+        (after[name] - before[name]).abs().mean()
+        for name in (f"encoder.layer.{place}.output.dense.weight" for place in (0, 5))
+    )
+    assert 0 < first < 0.1 * last
+
+
+@pytest.mark.parametrize("privacy", [None, PrivacyConfig()])
+def test_no_training_goes_on_from_other_noise(
+    privacy: PrivacyConfig | None, stacked: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = federate.load(stacked)
+    job.config = job.config.model_copy(update={"method": "full", "privacy": privacy})
+    left = stacked.path / "checkpoints" / "1-000"
+    left.mkdir()
+    found: list[bool] = []
+    monkeypatch.setattr(job, "fit", lambda *_, **__: found.append(left.exists()))
+    job.client(0, Order(1, job._bare()))
+    assert found == [privacy is None]
+
+
+def test_statistics_of_batches_are_not_noised(stacked: Run) -> None:
+    job, _ = federate.load(stacked)
+    whole = job.config.model_copy(update={"method": "full"})
+    objective = started(job.pristine, job._bare(), whole, 1, 0)
+    require_still(objective)
+    backbone_of(objective).network.extra = torch.nn.BatchNorm1d(3)
+    with pytest.raises(ConfigError, match=r"3 statistics .* extra.running_mean"):
+        require_still(objective)
+
+
+def test_a_private_run_tells_nothing_that_has_no_noise(tmp_path: Path) -> None:
+    words = ["method=fedit", "ranks=2", "weighting=uniform", "privacy.noise=2.0", "rounds=1"]
+    told = start(tmp_path, *words).read_json("rounds.json")
+    assert told["rounds"][1]["counted"] == ["000", "001"] and told["privacy"]["epsilon"] > 0
+    assert "error" not in told["rounds"][1]
 
 
 def test_flowers_simulation_gives_the_same(stacked: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("flwr")
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
+from galenic.core.errors import DataError
 from galenic.federation.aggregate import Aggregate
 from galenic.federation.client import client_app
 from galenic.federation.driver import InProcessGrid
@@ -54,6 +56,8 @@ class Faulty(InProcessGrid):
         self.late: list[Message] = []
 
     def answers(self, message: Message) -> list[Message]:
+        if message.metadata.message_type == MessageType.QUERY:
+            return super().answers(message)
         number = int(message.content["config"]["round"])
         client = message.metadata.dst_node_id - 1
         fault = self.schedule.get((number, client), "none")
@@ -87,13 +91,13 @@ def federate(grid: InProcessGrid, rounds: int = 2, **terms):
     """All that was reported, and what the server held after each round."""
     start = Aggregate({HEAD: torch.zeros(2)}, 0, 1.0)
     agreed = Terms(
-        method=terms.pop("method", "flora"), base="base",
+        method=terms.pop("method", "flora"), base="base", timeout=terms.pop("timeout", 10.0),
         expected=signature(trained(0, 1, 2).state), clients=len(grid.contexts), **terms,
     )  # fmt: skip
     told: list[Round] = []
     seen: dict[int, Aggregate] = {}
     strategy = FLoRAStrategy(agreed, start, lambda report, _: told.append(report))
-    Server(strategy, start, rounds, 10.0, seen.__setitem__).run(grid)
+    Server(strategy, start, rounds, seen.__setitem__).run(grid)
     return told, seen
 
 
@@ -153,8 +157,74 @@ def test_a_share_of_the_clients_is_drawn_afresh_in_each_round() -> None:
     np.testing.assert_allclose(product(seen[6]), total, rtol=1e-5, atol=1e-5)
 
 
-def test_a_stack_never_grows_beyond_its_layer() -> None:
-    told, seen = federate(Faulty({}), rounds=5)
+def test_the_seed_draws_clients_whatever_their_nodes_are_called() -> None:
+    grid = InProcessGrid(app(), len(RANKS))
+    # As in Flower's simulation: numbers of nodes are drawn, those of clients stay.
+    grid.contexts = {7919 * (9 - node) % 101: place for node, place in grid.contexts.items()}
+    assert sorted(grid.contexts) != list(grid.contexts)
+    told, _ = federate(grid, rounds=6, fraction=0.4, seed=3)
+    wanted, _ = federate(Faulty({}), rounds=6, fraction=0.4, seed=3)
+    assert [r.counted for r in told] == [r.counted for r in wanted]
+
+
+class Leaving(Faulty):
+    """Nodes that are there, by round; all of them in the others."""
+
+    def __init__(self, there: dict[int, set[int]]) -> None:
+        super().__init__({})
+        self.there, self.looks, self.round = there, [], 1
+
+    def get_node_ids(self):
+        self.looks.append(self.round)
+        return list(self.there.get(self.round, self.contexts))
+
+    def answers(self, message: Message) -> list[Message]:
+        if message.metadata.message_type == MessageType.TRAIN:
+            self.round = int(message.content["config"]["round"]) + 1
+        return super().answers(message)
+
+
+def test_a_client_that_left_is_waited_for_once_and_may_come_back() -> None:
+    grid = Leaving({2: {1, 3, 4}, 3: {1, 3, 4}})
+    told, _ = federate(grid, rounds=4, timeout=0.01)
+    every, few = [f"{client:03d}" for client in range(5)], ["000", "002", "003"]
+    assert [r.counted for r in told] == [every, few, few, every]
+    for report in told[1:3]:
+        assert report.asked == 3
+        assert [(r.client, r.reason) for r in report.refused] == [
+            ("node 2", "not connected"), ("node 5", "not connected"),
+        ]  # fmt: skip
+    assert told[3].refused == []
+    assert grid.looks.count(2) > 1 and grid.looks.count(3) == 1
+
+
+def test_no_more_are_drawn_than_there_are() -> None:
+    told, _ = federate(Leaving({2: {2}}), rounds=2, timeout=0.01, fraction=0.6)
+    assert (told[1].asked, told[1].counted) == (1, ["001"])
+    with pytest.raises(DataError, match="No client is connected"):
+        federate(Leaving({2: set()}), rounds=2, timeout=0.01)
+
+
+def test_ranks_that_nobody_answered_are_kept_for_those_who_can() -> None:
+    def train(order: Order, context) -> Update:
+        client = int(context.node_config["partition-id"])
+        if (order.round, client) in ((2, 0), (2, 4)):
+            raise DataError("No samples.")
+        return replace(trained(client, order.round, RANKS[client]), scale=2.0)
+
+    grid = InProcessGrid(client_app(train), len(RANKS))
+    told, seen = federate(grid, rounds=3, method="zeropad")
+    assert [len(r.counted) for r in told] == [5, 3, 5]
+    assert [seen[number].rank for number in (1, 2, 3)] == [5, 5, 5]
+    # Rank 3 was the highest that answered.
+    assert torch.equal(seen[2].state[A][3:], seen[1].state[A][3:])
+    assert torch.equal(seen[2].state[B][:, 3:], seen[1].state[B][:, 3:])
+    assert not torch.equal(seen[2].state[A][:3], seen[1].state[A][:3])
+
+
+@pytest.mark.parametrize("most", [None, 64])
+def test_a_stack_never_grows_beyond_its_layer(most: int | None) -> None:
+    told, seen = federate(Faulty({}), rounds=5, compress_rank=most)
     assert {r.rank for r in told} == {3}
     assert all(seen[number].rank == 3 for number in range(1, 6))
     told, seen = federate(Faulty({}), rounds=1, compress_rank=2)
@@ -190,17 +260,19 @@ def test_only_factors_numbers_and_the_head_leave_a_client() -> None:
 # Privacy -----------------------------------------------------------------------------------
 
 
-def private(grid: InProcessGrid, rounds: int = 1) -> tuple[list[Round], dict[int, Aggregate]]:
+def private(
+    grid: InProcessGrid, rounds: int = 1, noise: float = 1e-9
+) -> tuple[list[Round], dict[int, Aggregate]]:
     start = Aggregate({HEAD: torch.zeros(2)}, 0, 1.0)
     terms = Terms(
         method="full", base="base", expected={HEAD: (2,)}, clients=len(grid.contexts),
-        weighting="uniform", complete=True,
+        weighting="uniform", private=True, timeout=1e-9,
     )  # fmt: skip
     told: list[Round] = []
     seen: dict[int, Aggregate] = {}
     strategy = FLoRAStrategy(terms, start, lambda report, _: told.append(report))
-    budget = Privacy(1e-9, 0.5, len(grid.contexts))
-    Server(strategy, start, rounds, 10.0, seen.__setitem__, budget).run(grid)
+    budget = Privacy(noise, 0.5, len(grid.contexts))
+    Server(strategy, start, rounds, seen.__setitem__, budget).run(grid)
     return told, seen
 
 
@@ -221,8 +293,6 @@ def test_updates_are_clipped_before_they_are_sent() -> None:
 
 def test_a_private_round_counts_only_if_all_answered() -> None:
     def train(order: Order, context) -> Update:
-        from galenic.core.errors import DataError
-
         if context.node_config["partition-id"] == 1:
             raise DataError("No samples.")
         return Update("0", 5, {HEAD: torch.ones(2)}, base="base")
@@ -230,6 +300,40 @@ def test_a_private_round_counts_only_if_all_answered() -> None:
     told, seen = private(InProcessGrid(client_app(train), 2))
     assert told[0].counted == [] and told[0].refused[0].reason == "No samples."
     assert torch.equal(seen[1].state[HEAD], torch.zeros(2))
+
+
+def test_a_private_round_needs_those_who_left_too() -> None:
+    class Halved(InProcessGrid):
+        def get_node_ids(self):
+            return list(self.contexts)[: 1 if self._count else 2]
+
+    told, seen = private(Halved(dense_app(100.0), 2), rounds=2)
+    assert [len(r.counted) for r in told] == [2, 0]
+    assert torch.equal(seen[2].state[HEAD], seen[1].state[HEAD])
+
+
+def test_noise_is_added_whatever_else_a_client_says() -> None:
+    class Twice(InProcessGrid):
+        def answers(self, message: Message) -> list[Message]:
+            failed = Message(Error(code=0, reason="a second try failed"), reply_to=message)
+            return [*super().answers(message), failed]
+
+    told, seen = private(Twice(dense_app(100.0), 2), noise=1e6)
+    assert told[0].counted == ["0", "1"] and len(told[0].refused) == 2
+    assert seen[1].state[HEAD].abs().max() > 100
+    # It would tell of the updates without noise.
+    assert told[0].error is None
+
+
+def test_an_update_without_a_change_is_one() -> None:
+    def train(order: Order, context) -> Update:
+        client = int(context.node_config["partition-id"])
+        return Update(str(client), 5, {HEAD: order.start.state[HEAD] + client}, base="base")
+
+    told, seen = private(InProcessGrid(client_app(train), 2))
+    assert told[0].counted == ["0", "1"]
+    # Half of one change that was clipped to 0.5.
+    assert seen[1].state[HEAD].norm().item() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(("noise", "releases"), [(1.0, 1), (2.0, 7), (0.7, 3)])

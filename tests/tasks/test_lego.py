@@ -200,7 +200,63 @@ def test_a_block_trained_elsewhere_is_used_as_it_is(tmp_path: Path) -> None:
             seen.loc[rows].filter(like="score"), own.loc[rows].filter(like="score"), atol=1e-6
         )
     with pytest.raises(ConfigError, match="other classes"):
-        start(cohort("xor", 200), tmp_path / "d", *GROUPS, f"trained.left={here.path}")
+        renamed = table.assign(label=table["label"] + "!")
+        start(renamed, tmp_path / "d", *GROUPS, f"trained.left={here.path}")
+    with pytest.raises(ConfigError, match="another kind of label: multiclass"):
+        measured = cohort("four", 200).assign(label=np.arange(200) / 3)
+        start(measured, tmp_path / "e", *GROUPS, f"trained.left={here.path}")
+
+
+def test_no_block_is_scored_on_what_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, short = cohort("four", 80), ["schedule.max_steps=1"]
+    first = start(table, tmp_path / "a", *GROUPS, *short)
+    for other in ("seed=1", "split.test=0.4"):
+        with pytest.raises(DataError, match="'left' was trained on") as error:
+            start(table, tmp_path / "b", *GROUPS, f"trained={first.path}", other)
+        assert "same seed and split" in error.value.message
+    capsys.readouterr()
+    start(table, tmp_path / "b", *GROUPS, f"trained={first.path}")
+    assert "cannot be checked" not in capsys.readouterr().err
+    start(table.iloc[:70], tmp_path / "c", *GROUPS, f"trained.right={first.path}", *short, "seed=1")
+    assert "The blocks of 'right' come from another manifest" in capsys.readouterr().err
+
+
+def test_blocks_count_in_the_unit_that_they_learnt(tmp_path: Path) -> None:
+    table, short = cohort("four", 120), ["schedule.max_steps=3"]
+    table["label"] = 50 + 10 * (table["a0"] + table["b0"])
+    high = table[table["label"] > 50].reset_index(drop=True)
+    first = start(table, tmp_path / "a", *GROUPS, *short)
+    both, left = (
+        start(high, tmp_path / key, *GROUPS, *short, f"{key}={first.path}")
+        for key in ("trained", "trained.left")
+    )
+    for run in (both, left):
+        assert run.read_json("metrics.json")["unit"] == first.read_json("metrics.json")["unit"]
+    rows, new = both.read_json("splits.json")["test"], tmp_path / "new.csv"
+    high.iloc[rows].drop(columns="label").to_csv(new, index=False)
+    made = launch.predict(first.path, new, out=tmp_path / "predicted")
+    said = pd.read_csv(made.path / "predictions.csv")["predicted"]
+    np.testing.assert_allclose(said, scores_of(both)[:, 0], rtol=1e-5)
+    second = start(high, tmp_path / "d", *GROUPS, *short)
+    with pytest.raises(ConfigError, match="different units"):
+        start(
+            high, tmp_path / "e", *GROUPS, f"trained.left={first.path}",
+            f"trained.right={second.path}",
+        )  # fmt: skip
+
+
+def test_a_fusion_begins_with_the_head_that_was_merged(tmp_path: Path) -> None:
+    run = start(
+        cohort("xor", 80), tmp_path, *GROUPS, "merge.weights={left: 0.9, right: 0.1}",
+        "fuse.mode=weave", "schedule.max_steps=2", "fuse.schedule.max_steps=1",
+    )  # fmt: skip
+    job, _ = lego.load(run)
+    job._make_fused()
+    assert job.fused is not None
+    for name, value in job.merged.head_state().items():
+        assert torch.equal(job.fused.head.state_dict()[name], value), name
 
 
 def test_all_blocks_of_one_run_are_merged_in_another_way(tmp_path: Path) -> None:
@@ -378,6 +434,12 @@ def test_states_computed_ahead_are_those_of_the_network(tmp_path: Path) -> None:
         (["merge.latents=harmony"], ConfigError, "harmonic"),
         (["trained.middle=somewhere"], ConfigError, "middle"),
         (["head.kind=knn"], ConfigError, "head of its own"),
+        (["head.dropout=0.5"], ConfigError, "without dropout"),
+        (["head.grow_from=somewhere"], ConfigError, "without grow_from"),
+        (["head.loss.kind=huber"], ConfigError, "head.loss.kind=huber"),
+        (["schedule.layer_decay=0.5"], ConfigError, "layer_decay"),
+        (["fuse.schedule.layer_decay=0.5"], ConfigError, "layer_decay"),
+        (["fuse.mode=stack", "merge.head=ot"], ConfigError, "merge.head=ot"),
         (["fuse.mode=stack", "fuse.order=[left]"], ConfigError, "order"),
     ],
 )

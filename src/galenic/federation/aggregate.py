@@ -119,6 +119,18 @@ def truncated(state: State, rank: int) -> dict[str, Tensor]:
     }
 
 
+def continued(given: Aggregate, sent: Aggregate) -> Aggregate:
+    """`given` at the rank of `sent`: rows of A and columns of B that nobody trained stay as sent."""
+    if given.rank >= sent.rank:
+        return given
+    state = dict(given.state)
+    for pair in pairs_of(state).values():
+        for name, axis in ((pair.a, 0), (pair.b, 1)):
+            rest = sent.state[name].narrow(axis, given.rank, sent.rank - given.rank)
+            state[name] = torch.cat([state[name], rest.float()], dim=axis)
+    return Aggregate(state, sent.rank, given.scale)
+
+
 def widest(state: State) -> int:
     """Highest rank that a product of these layers can have."""
     rooms = [min(len(state[pair.b]), state[pair.a][0].numel()) for pair in pairs_of(state).values()]

@@ -12,10 +12,16 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 
 from galenic.core.errors import GalenicError
-from galenic.federation.messages import CONFIG, Order, pack_update, read_order
+from galenic.federation.messages import CONFIG, Order, pack_number, pack_update, read_order
 from galenic.federation.update import Update
 
 Train = Callable[[Order, Context], Update]
+
+
+def number_of(context: Context) -> int:
+    """A client's own number: as its node was started with, or its place in a simulation."""
+    place = context.node_config
+    return int(place.get("client", place.get("partition-id", context.node_id)))
 
 
 def client_app(train: Train) -> ClientApp:
@@ -37,6 +43,10 @@ def client_app(train: Train) -> ClientApp:
             return Message(Error(code=code, reason=error.found), reply_to=message)
         return Message(pack_update(update, order.round), reply_to=message)
 
+    @app.query()
+    def number(message: Message, context: Context) -> Message:
+        return Message(pack_number(number_of(context)), reply_to=message)
+
     return app
 
 
@@ -46,4 +56,16 @@ def _clipped_where_asked(
     """Flower's clipping, in the rounds of a server that sends a norm."""
     if KEY_CLIPPING_NORM not in message.content.config_records[CONFIG]:
         return call_next(message, context)
-    return fixedclipping_mod(message, context, call_next)
+    answers: list[Message] = []
+
+    def answered(message: Message, context: Context) -> Message:
+        answers.append(call_next(message, context))
+        return answers[-1]
+
+    try:
+        return fixedclipping_mod(message, context, answered)
+    except ZeroDivisionError:
+        if not answers:
+            raise
+        # Flower divides by the norm of the change: there is none, and nothing to clip.
+        return answers[-1]

@@ -78,6 +78,25 @@ def read_update(content: RecordDict) -> tuple[Update, int]:
         raise DataError(f"An answer lacks {error}.", expected="the answer of this client") from None
 
 
+def pack_number(number: int) -> RecordDict:
+    """What a client answers when it is asked for its own number."""
+    # As text: the number of a node, which stands in where there is no other, has 64 bits.
+    return RecordDict({CONFIG: ConfigRecord({"client": str(number)})})
+
+
+def read_number(content: RecordDict) -> int:
+    """What :func:`pack_number` packed.
+
+    Raises:
+        DataError: If it is not there, or no number.
+    """
+    try:
+        config: Any = content[CONFIG]
+        return int(config["client"])
+    except (KeyError, ValueError):
+        raise DataError("A client did not say its number.", expected="client=0, 1, ...") from None
+
+
 def read_order(content: RecordDict) -> Order:
     """What the server told a client."""
     config: Any = content[CONFIG]

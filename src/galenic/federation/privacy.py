@@ -44,20 +44,20 @@ class _Noisy(DifferentialPrivacyClientSideFixedClipping):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        found = list(replies)
-        if any(reply.has_error() for reply in found):
-            # Flower leaves such a round out without a word to the strategy, which reports it.
-            return self.strategy.aggregate_train(server_round, found)
+        # Flower leaves a round with an error out without a word to the strategy, which reports it.
+        found, metrics = self.strategy.aggregate_train(server_round, replies)
+        if found is None:
+            return None, metrics
         # Clients in this process seed it, and noise from a known seed can be taken off again.
         np.random.seed()  # noqa: NPY002
-        return super().aggregate_train(server_round, found)
+        return self._add_noise_to_aggregated_arrays(found), metrics
 
 
 def private(strategy: Strategy, privacy: Privacy) -> Strategy:
     """`strategy` with Flower's noise on what it puts together; clients clip.
 
-    The mean is over all clients that were asked, so `strategy` must refuse a round that lacks one
-    (`Terms.complete`) and weigh all alike.
+    The mean is over `privacy.clients`, so `strategy` must refuse a round that lacks one of them
+    (`Terms.private`) and weigh all alike.
     """
     return _Noisy(strategy, privacy.noise, privacy.clip, privacy.clients)
 

@@ -24,7 +24,6 @@ class Server:
         strategy: Puts updates together.
         start: What the first round begins with.
         rounds: How many.
-        timeout: Seconds that a round waits for answers.
         evaluate: Told (round, what all begin the next with); round 0 is before the first.
         privacy: Noise on what is sent; None for none.
     """
@@ -32,7 +31,6 @@ class Server:
     strategy: FLoRAStrategy
     start: Aggregate
     rounds: int
-    timeout: float
     evaluate: Callable[[int, Aggregate], None]
     privacy: Privacy | None = None
 
@@ -50,6 +48,6 @@ class Server:
                 grid,
                 to_arrays(self.start.state),
                 num_rounds=self.rounds,
-                timeout=self.timeout,
+                timeout=self.strategy.terms.timeout,
                 evaluate_fn=seen,
             )

@@ -6,20 +6,29 @@ can be used is used, each client once, and the rest is reported.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 from galenic.core.errors import DataError, GalenicError
 from galenic.core.seeding import rng
 from galenic.federation import aggregate as maths
 from galenic.federation.aggregate import Aggregate, Weighting
-from galenic.federation.messages import ARRAYS, CONFIG, from_arrays, read_update, to_arrays
+from galenic.federation.messages import (
+    ARRAYS,
+    CONFIG,
+    from_arrays,
+    read_number,
+    read_update,
+    to_arrays,
+)
 from galenic.federation.update import Refusal, Update, check
 
 Federated = Literal["flora", "fedit", "zeropad", "full"]
@@ -41,11 +50,13 @@ class Terms:
         base: Fingerprint that every client starts from.
         expected: Signature of an update.
         weighting: p_k by samples, or equal.
-        clients: How many there are; a round waits until all are connected.
+        clients: How many there are; the first round waits until all are connected.
         fraction: Share of them that is asked in a round; one at least.
         compress_rank: Highest rank that is sent down, for flora; None: as far as it pays.
-        complete: Whether a round counts only if every client that was asked is counted.
+        private: Whether noise is added to what is put together. A round then counts only if all
+            are counted that were to be asked, and its error, which no noise covers, is not told.
         seed: Of the choice of clients.
+        timeout: Seconds that a round waits for answers, and a later one for those who left.
     """
 
     method: Federated
@@ -55,8 +66,9 @@ class Terms:
     weighting: Weighting = "samples"
     fraction: float = 1.0
     compress_rank: int | None = None
-    complete: bool = False
+    private: bool = False
     seed: int = 0
+    timeout: float = 3600.0
 
     @property
     def asked(self) -> int:
@@ -73,7 +85,7 @@ class Round:
         asked: How many clients were.
         counted: Names of those whose update went in.
         refused: The others.
-        error: `|agg - exact| / |exact|` of the aggregate.
+        error: `|agg - exact| / |exact|` of the aggregate; None where there is none to tell.
         rank: Of the aggregate of this round.
         bytes_up: Of all tensors that arrived.
         bytes_down: Of all that were sent.
@@ -83,7 +95,7 @@ class Round:
     asked: int = 0
     counted: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
-    error: float = 0.0
+    error: float | None = None
     rank: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -109,6 +121,9 @@ class FLoRAStrategy(Strategy):
         self.scale = start.scale
         self._sent = start
         self._asked: dict[int, list[int]] = {}
+        self._known: set[int] = set()
+        self._numbers: dict[int, int] = {}
+        self._awaited = terms.clients
         self._round = Round(0)
 
     def summary(self) -> None:
@@ -117,17 +132,28 @@ class FLoRAStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One order each to the clients of this round, drawn by the seed."""
-        terms = self.terms
-        _, nodes = sample_nodes(grid, terms.clients, 0)
-        draw = rng(terms.seed, "clients", server_round)
-        # By place: the numbers of nodes have 64 bits, which an array would round.
-        places = draw.choice(len(nodes), size=terms.asked, replace=False)
-        chosen = [sorted(nodes)[place] for place in sorted(places.tolist())]
+        """One order each to the clients of this round, drawn by the seed.
+
+        Raises:
+            DataError: If nobody is connected.
+        """
+        terms, nodes = self.terms, self._connected(grid)
+        gone = sorted(self._known - set(nodes)) if len(nodes) < terms.clients else []
+        self._known.update(nodes)
+        chosen = sorted(nodes)
+        if terms.asked < len(nodes):
+            draw = rng(terms.seed, "clients", server_round)
+            # By place: the numbers of nodes have 64 bits, which an array would round.
+            places = draw.choice(len(nodes), size=terms.asked, replace=False)
+            ordered = self._ordered(nodes, grid)
+            chosen = [ordered[place] for place in sorted(places.tolist())]
         self._sent = from_arrays(arrays, self.scale)
         self._asked[server_round] = chosen
         self._round = Round(
-            server_round, terms.asked, bytes_down=terms.asked * arrays.count_bytes()
+            server_round,
+            len(chosen),
+            refused=[Refusal(f"node {node}", "not connected") for node in gone],
+            bytes_down=len(chosen) * arrays.count_bytes(),
         )
         told = ConfigRecord({**config, "round": server_round, "scale": self.scale})
         content = RecordDict({ARRAYS: arrays, CONFIG: told})
@@ -140,7 +166,7 @@ class FLoRAStrategy(Strategy):
         report, terms = self._round, self.terms
         updates = sorted(self._usable(server_round, replies), key=lambda update: update.client)
         report.counted = [update.client for update in updates]
-        if not updates or (terms.complete and len(updates) < report.asked):
+        if not updates or (terms.private and len(updates) < terms.asked):
             report.counted = []
             self.on_round(report, None)
             return None, None
@@ -152,14 +178,16 @@ class FLoRAStrategy(Strategy):
             self.on_round(report, None)
             return None, None
         found = self._compressed(found)
-        report.error = maths.error(updates, found, terms.weighting)
+        if not terms.private:
+            report.error = maths.error(updates, found, terms.weighting)
         report.rank = found.rank
         self.on_round(report, found)
         self.scale = found.scale
         if terms.method == "flora":
             found = self._compressed(maths.joined(self._sent, found))
-        metrics = MetricRecord({"error": report.error, "clients": len(updates)})
-        return to_arrays(found.state), metrics
+        elif terms.method == "zeropad":
+            found = maths.continued(found, self._sent)
+        return to_arrays(found.state), MetricRecord({"clients": len(updates)})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -173,11 +201,38 @@ class FLoRAStrategy(Strategy):
         """Nothing."""
         return None
 
+    def _connected(self, grid: Grid) -> list[int]:
+        """Nodes that are there: all in the first round, and later those who came until `timeout`."""
+        until = time.monotonic() + self.terms.timeout if self._known else math.inf
+        while len(nodes := list(grid.get_node_ids())) < self._awaited and time.monotonic() < until:
+            time.sleep(min(1.0, self.terms.timeout))
+        if not nodes:
+            raise DataError(
+                "No client is connected.",
+                expected=f"{self.terms.clients}, as in the first round",
+                next_step="Look at the SuperNodes, and start the run again.",
+            )
+        # Who was waited for in vain is not waited for again, and may come back.
+        self._awaited = min(len(nodes), self.terms.clients)
+        return nodes
+
+    def _ordered(self, nodes: list[int], grid: Grid) -> list[int]:
+        """By the clients' own numbers: those of nodes are others in every run."""
+        new = [node for node in nodes if node not in self._numbers]
+        asked = [Message(RecordDict(), node, MessageType.QUERY) for node in new]
+        for reply in grid.send_and_receive(asked, timeout=self.terms.timeout):
+            # Those who do not say it stand behind the others.
+            with suppress(DataError):
+                if not reply.has_error():
+                    self._numbers[reply.metadata.src_node_id] = read_number(reply.content)
+        return sorted(nodes, key=lambda node: (self._numbers.get(node, math.inf), node))
+
     def _compressed(self, stack: Aggregate) -> Aggregate:
         if self.terms.method != "flora":
             return stack
         # A product has no more rank than its layer has room: beyond that nothing is lost.
-        return maths.compress(stack, self.terms.compress_rank or maths.widest(stack.state))
+        room = maths.widest(stack.state)
+        return maths.compress(stack, min(self.terms.compress_rank or room, room))
 
     def _usable(self, number: int, replies: Iterable[Message]) -> Iterator[Update]:
         """Sound updates, the first answer of each client; what else there is, is reported."""

@@ -68,7 +68,11 @@ class Config(classify.Config):
     driver: Literal["in_process", "ray"] = Field(
         "in_process", description="ray: Flower's simulation, clients in processes of their own."
     )
-    timeout: float = Field(3600.0, gt=0, description="Seconds that a round waits for answers.")
+    timeout: float = Field(
+        3600.0,
+        gt=0,
+        description="Seconds that a round waits for answers, and for clients that left.",
+    )
 
     @field_validator("head")
     @classmethod

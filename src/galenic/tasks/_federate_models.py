@@ -129,6 +129,26 @@ def require_one(config: Config, run: Run) -> None:
         )
 
 
+def require_still(objective: Classifier) -> None:
+    """Check that all that is sent is trained: noise makes no sense in statistics that move.
+
+    Raises:
+        ConfigError: If statistics of batches would be sent; names them.
+    """
+    network = backbone_of(objective).network
+    learned = dict(objective.head.named_parameters(prefix=HEAD.removesuffix(".")))
+    learned |= dict(network.named_parameters())
+    moving = [name for name in sent(objective) if name not in learned]
+    if moving:
+        raise ConfigError(
+            f"{len(moving)} statistics of batches would be clipped and noised with the weights: "
+            f"{', '.join(moving[:3])}, ...",
+            where="privacy",
+            expected="a network without batch norm",
+            next_step="Choose another backbone, or method=fedit.",
+        )
+
+
 def backbone_of(objective: Classifier) -> Backbone:
     """The backbone under a head."""
     backbone: Any = objective.encoder.backbone

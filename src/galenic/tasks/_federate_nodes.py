@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 def train_apart(config: Config) -> Callable[[Order, Context], Update]:
     """What a client of Flower's simulation does; its part of the cohort goes by its number."""
+    from galenic.federation.client import number_of
+
     text = config.model_dump_json()
 
     def train(order: Order, context: Context) -> Update:
-        return opened(text).client(int(context.node_config["partition-id"]), order)
+        return opened(text).client(number_of(context), order)
 
     return train
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from galenic.core.config import Config as BaseConfig
 from galenic.core.schedule import Schedule
@@ -16,6 +16,17 @@ from galenic.tasks import classify
 from galenic.tasks._heads import HeadConfig
 
 ARMS = ("merged", "fused", "best", "late", "concat")
+# What a head's config says of the loss; the rest is of a head that no block has.
+OF_THE_LOSS = {"loss", "label_smoothing", "pos_weight", "unlabelled_weight"}
+
+
+def _flat(value: Schedule) -> Schedule:
+    if value.layer_decay != 1.0:
+        raise ValueError("layer_decay is of the layers of one network, and here are several")
+    return value
+
+
+FlatSchedule = Annotated[Schedule, AfterValidator(_flat)]
 
 
 class BlockConfig(BaseConfig):
@@ -47,7 +58,7 @@ class FuseConfig(BaseConfig):
     order: list[str] | None = Field(None, description="Of the inputs; None: as they come.")
     freeze: Freeze = Field("none", description="none, encoder, or all but head and woven latent.")
     paired: float = Field(1.0, gt=0, le=1, description="Share of the paired samples that is used.")
-    schedule: Schedule = Schedule(epochs=2, lr=1e-4, weight_decay=0.01, batch_size=32)
+    schedule: FlatSchedule = Schedule(epochs=2, lr=1e-4, weight_decay=0.01, batch_size=32)
 
 
 class Config(classify.Config):
@@ -61,6 +72,7 @@ class Config(classify.Config):
     tuner: dict[str, Any] = Field(
         {"method": "none"}, description="Of every encoder: none (frozen), full, lora, ..."
     )
+    schedule: FlatSchedule = Schedule()
     block: BlockConfig = BlockConfig()
     merge: MergeConfig = MergeConfig()
     fuse: FuseConfig = FuseConfig()
@@ -78,8 +90,13 @@ class Config(classify.Config):
     @field_validator("head")
     @classmethod
     def _own_head(cls, value: HeadConfig) -> HeadConfig:
-        if value.kind != "linear":
-            raise ValueError("a LegoBlock has a head of its own")
+        other = [
+            name
+            for name, default in HeadConfig()
+            if name not in OF_THE_LOSS and getattr(value, name) != default
+        ]
+        if other:
+            raise ValueError(f"a LegoBlock has a head of its own, without {', '.join(other)}")
         return value
 
     def trained_by(self, name: str) -> Path | None:
@@ -88,7 +105,12 @@ class Config(classify.Config):
         return None if found is None else Path(found)
 
     @model_validator(mode="after")
-    def _fused_only_if_fused(self) -> Config:
+    def _fuses(self) -> Config:
         if self.predict == "fused" and self.fuse.mode == "none":
             raise ValueError("predict=fused needs a fusion: fuse.mode=stack or fuse.mode=weave")
+        if self.merge.head == "ot" and self.fuse.mode != "none":
+            raise ValueError(
+                "merge.head=ot reorders the channels of each block, and a fusion hands them from "
+                "block to block: merge.head=slerp or linear with it"
+            )
         return self

@@ -37,11 +37,12 @@ from galenic.tasks._federate_models import (
     head_of,
     held,
     require_one,
+    require_still,
     saved,
     sent,
     started,
 )
-from galenic.tasks._job import carry_out, reopened
+from galenic.tasks._job import carry_out, layer_depths, reopened
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -62,6 +63,9 @@ class FederateJob(classify.Job):
         run: Where it goes.
         grid: Of Flower, where the clients are elsewhere.
         parted: Whether the training patients are shared out among simulated clients.
+
+    Raises:
+        ConfigError: If clients elsewhere are to share nothing.
     """
 
     config: Config
@@ -69,6 +73,14 @@ class FederateJob(classify.Job):
     def __init__(
         self, config: Config, run: Run, grid: Grid | None = None, *, parted: bool = True
     ) -> None:
+        if not parted and config.method in ("local", "pooled"):
+            raise ConfigError(
+                f"method={config.method} has no rounds: clients on machines of their own would not "
+                "be asked for anything.",
+                where="method",
+                expected="flora, fedit, zeropad or full",
+                next_step=f"method={config.method} in a simulation, on one manifest",
+            )
         untuned = {"tuner": {"method": "none"}, "cache": None}
         super().__init__(config.model_copy(update=untuned), run)
         self.config, self.grid = config, grid
@@ -153,6 +165,10 @@ class FederateJob(classify.Job):
         if order is None:
             schedule = schedule.model_copy(update={"epochs": config.rounds * schedule.epochs})
         folder = f"{number}-{name}"
+        checkpoints = self.run.path / "checkpoints" / folder
+        if config.privacy is not None:
+            # Noise is drawn afresh when a run is taken up: these began with other weights.
+            shutil.rmtree(checkpoints, ignore_errors=True)
         self.fit(
             objective,
             Rows(rows.tolist(), shape.labels, inputs=shape.inputs),
@@ -160,10 +176,11 @@ class FederateJob(classify.Job):
             schedule=schedule,
             collate=self.collate,
             folder=folder,
+            depths=layer_depths(objective, backbone_of(objective).network, schedule),
             seed=seed,
         )
         # What is needed of it is sent; a hundred clients would leave a hundred optimisers behind.
-        shutil.rmtree(self.run.path / "checkpoints" / folder, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         factors = 0 if config.method == "full" else rank
         return Update(
             client=name,
@@ -184,7 +201,7 @@ class FederateJob(classify.Job):
         require_flower()
         from flwr.serverapp import ServerApp
 
-        from galenic.federation.client import client_app
+        from galenic.federation.client import client_app, number_of
         from galenic.federation.driver import drive, simulate
         from galenic.tasks._federate_nodes import train_apart
 
@@ -198,7 +215,7 @@ class FederateJob(classify.Job):
             return
 
         def train(order: Order, context: Any) -> Update:
-            return self.client(int(context.node_config["partition-id"]), order)
+            return self.client(number_of(context), order)
 
         drive(app, client_app(train), len(self.parts))
 
@@ -224,14 +241,15 @@ class FederateJob(classify.Job):
             weighting=config.weighting,
             fraction=config.client_fraction,
             compress_rank=config.compress_rank,
-            complete=config.privacy is not None,
+            private=config.privacy is not None,
             seed=config.seed,
+            timeout=config.timeout,
         )
         privacy = None
         if config.privacy is not None:
             privacy = Privacy(config.privacy.noise, config.privacy.clip, terms.asked)
         strategy = FLoRAStrategy(terms, start, self._heard)
-        Server(strategy, start, config.rounds, config.timeout, self._seen, privacy).run(grid)
+        Server(strategy, start, config.rounds, self._seen, privacy).run(grid)
         if not any(told.get("counted") for told in self.rounds.values()):
             reasons = [
                 r["reason"] for told in self.rounds.values() for r in told.get("refused", ())
@@ -248,11 +266,13 @@ class FederateJob(classify.Job):
         seed = stream(config.seed, "begin") % 2**31
         objective = started(self.pristine, self._bare(), config, rank, seed)
         if config.method == "full":
+            if config.privacy is not None:
+                require_still(objective)
             return Aggregate(sent(objective), 0, 1.0)
         return Aggregate(sent(objective), rank, config.alpha_over_r)
 
     def _heard(self, told: Round, _: Aggregate | None) -> None:
-        self.rounds[told.number] = asdict(told)
+        self.rounds[told.number] = {k: v for k, v in asdict(told).items() if v is not None}
 
     def _seen(self, number: int, start: Aggregate) -> None:
         """Evaluate what all begin the next round with, and keep it."""
@@ -302,7 +322,7 @@ class FederateJob(classify.Job):
 
     def evaluate(self) -> None:
         """Predict and score; without sharing, each patient is seen by one client's network."""
-        if not self.alone:
+        if self.config.method != "local":
             super().evaluate()
             return
         found: dict[str, Array] = {}
@@ -330,7 +350,7 @@ class FederateJob(classify.Job):
 
     def save(self) -> None:
         """Write what was learned; without sharing there are as many networks as clients."""
-        if not self.alone:
+        if self.config.method != "local":
             super().save()
             return
         for number, start in enumerate(self.alone):

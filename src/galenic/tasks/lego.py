@@ -23,16 +23,16 @@ from galenic.data.cohort import Cohort
 from galenic.data.tabular import TabularEncoder
 from galenic.models.backbone import Backbone
 from galenic.models.lego import LegoBlock, LegoFuse, LegoMerge, store
-from galenic.models.lego.functional import HeadMethod
 from galenic.objectives.classification import Classifier, TargetKind
 from galenic.pipeline.config import InputConfig
 from galenic.pipeline.inputs import Inputs
 from galenic.pipeline.lego import Modality, encodings, open_modalities, split_inputs
 from galenic.pipeline.paired import Concatenated, Fed, PairedCollate, PairedRows
 from galenic.pipeline.tokens import TableEncoder, TokenEncoder
-from galenic.tasks import _lego_arms, classify
+from galenic.tasks import _lego_arms, _lego_origins, _losses, classify
 from galenic.tasks._job import carry_out, reopened
 from galenic.tasks._lego_config import ARMS, Config
+from galenic.tasks._predict_results import Trained
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MERGED, FUSED, HEAD = "lego", "fused", "head.safetensors"
@@ -73,6 +73,7 @@ class LegoJob(classify.Job):
 
     Attributes:
         modalities: What is read.
+        origins: By input, the run that trained its block, where that was not this one.
         merged: All blocks, merged.
         fused: All blocks, fused; None before that or where none is asked for.
     """
@@ -81,6 +82,7 @@ class LegoJob(classify.Job):
     config: Config
 
     def __init__(self, config: Config, run: Run) -> None:
+        self.origins: dict[str, Trained] = {}
         self.fused: LegoFuse | None = None
         self.concat: Concatenated | None = None
         super().__init__(config, run, opener=self._open)
@@ -122,32 +124,26 @@ class LegoJob(classify.Job):
         return self.modalities[0].backbone, self.modalities[0].inputs
 
     def _as_trained(self, cohort: Cohort) -> dict[str, TabularEncoder]:
-        """How the runs that trained blocks of tables encoded them; they learnt the same classes."""
-        found = {}
+        """How the runs that trained blocks of tables encoded them; all of them are checked."""
         for name in split_inputs(cohort, self.config.tables):
             place = self.config.trained_by(name)
-            if place is None:
-                continue
-            other = Run.open(place)
-            classes = other.read_json("metrics.json")["classes"]
-            if list(classes) != list(self.label.classes):
-                raise ConfigError(
-                    f"The run that trained '{name}' has other classes: {', '.join(classes)}.",
-                    where=f"trained.{name}",
-                    expected=", ".join(self.label.classes),
-                )
             # A run without blocks, or without this one, is refused where the block is read.
-            known = encodings(other) if (place / MERGED).is_dir() else {}
-            if name in known:
-                found[name] = known[name]
-        return found
+            if place is not None and ((other := Run.open(place)).path / MERGED).is_dir():
+                self.origins[name] = Trained.open(other)
+        held = np.concatenate([self.splits.val, self.splits.test])
+        _lego_origins.require_unseen(self.origins, cohort, held)
+        _lego_origins.require_alike(self.origins, self.label)
+        known = {name: encodings(origin.run) for name, origin in self.origins.items()}
+        return {name: tables[name] for name, tables in known.items() if name in tables}
+
+    @property
+    def target_unit(self) -> tuple[float, float]:
+        """That of the blocks which were trained elsewhere, where there are any."""
+        origin = next(iter(self.origins.values()), None)
+        return super().target_unit if origin is None else origin.unit
 
     def _objective(self) -> Classifier:
-        kind, train = self.label.kind, self.splits.train
-        self.centre, self.spread = 0.0, 1.0
-        if kind == "continuous":
-            self.centre = float(self.training_targets[train].mean())
-            self.spread = float(self.training_targets[train].std()) or 1.0
+        self.centre, self.spread = self.target_unit
         self._check_words()
         self._require_complete()
         self.hooks_of: dict[str, tuners.Hooks] = {}
@@ -227,6 +223,7 @@ class LegoJob(classify.Job):
             label_smoothing=self.config.head.label_smoothing,
             pos_weight=self.config.head.pos_weight,
             unlabelled_weight=self.config.head.unlabelled_weight,
+            class_loss=_losses.build(self),
             penalty=penalty,
         )
 
@@ -278,11 +275,13 @@ class LegoJob(classify.Job):
         fuse = self.config.fuse
         assert fuse.mode != "none"
         blocks = {name: self.merged.block(name) for name in self.merged.names}
-        head: HeadMethod = "linear" if self.config.merge.head == "linear" else "slerp"
         # A resumed run has drawn less by now, and begins with the same woven latent.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
+            head = self.config.merge.head
             self.fused = LegoFuse(blocks, fuse.mode, fuse.order, head, fuse.freeze)
+        # Between the heads by the weights of the inputs.
+        self.fused.head.load_state_dict(self.merged.head_state())
         self.objective = self.classifier(self.fused, self.modalities)
 
     def _fit(
