@@ -13,8 +13,8 @@ from torch import nn
 
 from galenic import tuners
 from galenic.core.averaging import LastEpochs
-from galenic.core.plan import processes
 from galenic.core.errors import BackboneError, ConfigError
+from galenic.core.plan import processes
 from galenic.core.prediction import evaluating
 from galenic.core.run import Run
 from galenic.core.seeding import generator
