@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from galenic.core.progress import tell
+
 ROOT = Path(__file__).resolve().parent.parent
 # Patients are numbered from here where no page may name them.
 SECRET = 987_000
@@ -25,6 +27,12 @@ def small_heap() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def nothing_told() -> None:
+    """What a user is told once is told in each test."""
+    tell.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from galenic.core.progress import tell
 from galenic.pipeline.boosting import TreesConfig, grow
 
 FEW = TreesConfig(max_iter=8, min_samples_leaf=3)
@@ -103,6 +102,5 @@ def test_another_forest_is_loaded_whole() -> None:
 
 def test_too_few_samples_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     features, score = table(0, rows=30)
-    tell.cache_clear()
     grow("binary", features, (score > 0).astype(int), 1, config=TreesConfig(), seed=0)
     assert "head.trees.min_samples_leaf=20 is too many" in capsys.readouterr().err
