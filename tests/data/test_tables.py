@@ -88,6 +88,14 @@ def test_rows_that_end_in_separators_stand_under_their_columns(tmp_path: Path) -
     assert list(plain["age"]) == [50, 51, 52, 53, 54, 55]
 
 
+def test_a_header_that_ends_in_separators_names_no_column(tmp_path: Path) -> None:
+    table = of_text(tmp_path, "record,x,,\n001,2,,\n002,3,,\n")
+    assert list(table) == ["record", "x"]
+    assert list(table["record"]) == ["001", "002"] and list(table["x"]) == [2, 3]
+    twice = of_text(tmp_path, "x,x,y\n01,2,3\n02,3,4\n")
+    assert list(twice["x"]) == ["01", "02"] and list(twice["x.1"]) == [2, 3]
+
+
 def test_a_cell_too_many_names_its_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="more cells") as raised:
         of_text(tmp_path, "a,b\n1,2,\n1,2,5\n")

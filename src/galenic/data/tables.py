@@ -120,7 +120,8 @@ def _read_csv(raw: bytes, separator: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(io.BytesIO(raw), engine="pyarrow", **options)
         numbers = _whole(table)
-        written = _as_written(raw, separator, numbers) if numbers else table[[]]
+        names = list(table.columns)
+        written = _as_written(raw, separator, names, numbers) if numbers else table[[]]
     except pd.errors.EmptyDataError:
         raise
     except (ValueError, pd.errors.ParserError, ArrowInvalid):
@@ -128,7 +129,9 @@ def _read_csv(raw: bytes, separator: str) -> pd.DataFrame:
         table = _in_columns(pd.read_csv(io.BytesIO(raw), low_memory=False, **options))
         written = _in_columns(pd.read_csv(io.BytesIO(raw), dtype=str, **options))
         written = written[_whole(table)]
-    for column in written:
+    nameless = [c for c in table if str(c).startswith("Unnamed: ") and table[c].isna().all()]
+    table = table.drop(columns=nameless)
+    for column in written.columns.difference(nameless):
         if written[column].str.fullmatch(CODE).any():
             table[column] = written[column]
     return table
@@ -140,10 +143,14 @@ def _whole(table: pd.DataFrame) -> list[str]:
     return [name for name in numbers if not (table[name] % 1).any()]
 
 
-def _as_written(raw: bytes, separator: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Some columns without a guess at their type."""
+def _as_written(
+    raw: bytes, separator: str, names: Sequence[str], columns: Sequence[str]
+) -> pd.DataFrame:
+    """Some columns of those called `names`, without a guess at their type."""
     found = csv.read_csv(
         io.BytesIO(raw),
+        # The file may call columns by nothing, or two of them alike.
+        read_options=csv.ReadOptions(column_names=list(names), skip_rows=1),
         parse_options=csv.ParseOptions(delimiter=separator),
         convert_options=csv.ConvertOptions(
             include_columns=list(columns),
