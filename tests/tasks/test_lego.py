@@ -437,6 +437,7 @@ def test_states_computed_ahead_are_those_of_the_network(tmp_path: Path) -> None:
         (["head.dropout=0.5"], ConfigError, "without dropout"),
         (["head.grow_from=somewhere"], ConfigError, "without grow_from"),
         (["head.loss.kind=huber"], ConfigError, "head.loss.kind=huber"),
+        (["head.pos_weight=2"], ConfigError, "to weigh"),
         (["schedule.layer_decay=0.5"], ConfigError, "layer_decay"),
         (["fuse.schedule.layer_decay=0.5"], ConfigError, "layer_decay"),
         (["fuse.mode=stack", "merge.head=ot"], ConfigError, "merge.head=ot"),

@@ -23,13 +23,12 @@ from galenic.models.trees import Forest, TreesHead
 from galenic.pipeline import boosting
 from galenic.pipeline.boosting import TreesConfig
 from galenic.pipeline.votes import votes_of
-from galenic.tasks._losses import OF_CLASSES, LossConfig
+from galenic.tasks._losses import OF_CLASSES, WEIGHED, LossConfig
 
 if TYPE_CHECKING:
     from galenic.tasks.classify import Job
 
 Array = np.ndarray[Any, np.dtype[Any]]
-WEIGHED = ("binary", "multilabel")
 
 
 class HeadConfig(Config):
@@ -88,13 +87,6 @@ def build(job: Job) -> nn.Module:
         ConfigError: If the head does not suit the label or the backbone.
     """
     config, kind = job.config.head, job.label.kind
-    weighs = (config.pos_weight, config.unlabelled_weight) != (1.0, 1.0)
-    if weighs and kind not in WEIGHED:
-        raise ConfigError(
-            f"A {kind} label has no 1 and 0 to weigh.",
-            where="head.pos_weight, head.unlabelled_weight",
-            expected=f"a label that is {' or '.join(WEIGHED)}",
-        )
     if config.kind == "own":
         return _own(job)
     width, outputs = job.backbone.width, job.label.outputs

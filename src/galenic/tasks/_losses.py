@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from galenic.tasks.classify import Job
 
 OF_CLASSES = ("binary", "multiclass", "ordinal")
+WEIGHED = ("binary", "multilabel")
 
 
 class LossConfig(Config):
@@ -47,10 +48,17 @@ def build(job: Job) -> nn.Module | None:
     """The loss that `job.config.head.loss` asks for; None for the one of the kind of label.
 
     Raises:
-        ConfigError: If it does not suit the label, or classes would be weighed twice.
+        ConfigError: If it or a weight does not suit the label, or classes would be weighed twice.
     """
     head, kind = job.config.head, job.label.kind
     config = head.loss
+    weighs = (head.pos_weight, head.unlabelled_weight) != (1.0, 1.0)
+    if weighs and kind not in WEIGHED:
+        raise ConfigError(
+            f"A {kind} label has no 1 and 0 to weigh.",
+            where="head.pos_weight, head.unlabelled_weight",
+            expected=f"a label that is {' or '.join(WEIGHED)}",
+        )
     if config.kind == "ce":
         return None
     if config.kind == "huber":
@@ -62,7 +70,7 @@ def build(job: Job) -> nn.Module | None:
             expected=f"a label that is {', '.join(OF_CLASSES)}",
             next_step="head.loss.kind=ce",
         )
-    if head.label_smoothing or (head.pos_weight, head.unlabelled_weight) != (1.0, 1.0):
+    if head.label_smoothing or weighs:
         raise ConfigError(
             f"head.loss.kind={config.kind} takes the place of the smoothed and weighed losses.",
             where="head.label_smoothing, head.pos_weight, head.unlabelled_weight",
