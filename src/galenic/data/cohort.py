@@ -301,6 +301,12 @@ class Cohort:
         return self.table[list(self.feature_columns)]
 
     @property
+    def sites(self) -> pd.Series:
+        """Site of each row as a word, missing where it is not known; there is a site column."""
+        assert self.site_column is not None
+        return tables.words(self.table[self.site_column])
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the manifest's columns that matter; the same rows give the same hash."""
         columns = [c for c in self.inputs if c in self.table] + list(self.feature_columns)

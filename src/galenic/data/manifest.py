@@ -134,7 +134,7 @@ def require_column(name: str, columns: Iterable[str]) -> None:
 
 def parts_said(values: pd.Series) -> pd.Series:
     """What the cells of a split column say: train, val, test, '' for nothing, or another word."""
-    return tables.words(values).fillna("").str.strip().str.lower().replace(PART_WORDS)
+    return tables.words(values).fillna("").str.lower().replace(PART_WORDS)
 
 
 def detect(values: pd.Series, root: Path) -> str | None:

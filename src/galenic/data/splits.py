@@ -127,7 +127,7 @@ def _may_train(cohort: Cohort, config: SplitConfig, splits: Splits) -> Array:
     if how == "given":
         return parts_said(cohort.table[cohort.split_column]).isin(["train", ""]).to_numpy()
     if how == "leave_site_out":
-        sites = words(cohort.table[cohort.site_column])
+        sites = cohort.sites
         return (sites.notna() & (sites != sites.iloc[splits.test[0]])).to_numpy(dtype=bool)
     if how == "by_date":
         dates = _dates(cohort.table[cohort.date_column])
@@ -277,8 +277,8 @@ def _site_out(
 ) -> Array:
     if cohort.site_column is None:
         raise ConfigError("split.how=leave_site_out needs a site column: --site COLUMN")
-    column = cohort.table[cohort.site_column].iloc[rows]
-    sites, unknown = words(column).to_numpy(), column.isna().to_numpy()
+    column = cohort.sites.iloc[rows]
+    sites, unknown = column.to_numpy(), column.isna().to_numpy()
     known = sorted(set(sites[~unknown]))
     site = config.site or known[0]
     if site not in known:

@@ -46,7 +46,7 @@ def read(path: Path) -> pd.DataFrame:
         return pd.read_json(path, lines=True, dtype=False, convert_dates=False, precise_float=True)
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     _require_utf8(raw, path.name)
-    header = raw.lstrip().split(b"\n", 1)[0].decode("utf-8-sig")
+    header = next((line for line in io.BytesIO(raw) if line.strip()), b"").decode("utf-8-sig")
     # The comma wins a tie.
     separator = "\t" if suffix == ".tsv" else max(",;\t", key=header.count)
     table = _read_csv(raw, separator)

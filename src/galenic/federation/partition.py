@@ -28,8 +28,8 @@ def by_site(cohort: Cohort, rows: Array) -> dict[str, Array]:
             where=cohort.name,
             next_step="--site COLUMN, or clients.by=patient",
         )
-    column = cohort.table[cohort.site_column].iloc[rows]
-    known, names = column.notna().to_numpy(), column.astype(str).to_numpy()
+    column = cohort.sites.iloc[rows]
+    known, names = column.notna().to_numpy(), column.to_numpy()
     found = {site: rows[known & (names == site)] for site in sorted(set(names[known]))}
     if not found:
         raise DataError(f"No row of the training part has a '{cohort.site_column}'.")

@@ -196,37 +196,20 @@ def compare(
     whole.start({"recipes": list(recipes)}, recipe="compare", task="compare", command=command())
     if cache is True:
         cache = Path(out) / ".cache"
-    options["cache"] = cache
+    options |= {"cache": cache, "seed": seed}
     finished: dict[str, tuple[Recipe, Run]] = {}
     failed: dict[str, GalenicError] = {}
     arms = sorted(zip(names, opened, recipes, strict=True), key=lambda arm: not _first(arm[1]))
     with whole.working():
         for name, recipe, given in arms:
-            words = list(overrides)
             try:
-                if budget is not None:
-                    from galenic.launch.search import search
-
-                    place = whole.path / "search" / name
-                    words += search(
-                        given, data, budget, place, seed=seed, overrides=words, **options
-                    )
-                arm = run(
-                    given,
-                    data,
-                    out=out,
-                    seed=seed,
-                    path=whole.path / "arms" / name,
-                    overrides=words,
-                    **options,
-                )
+                arm = _arm(whole, name, given, data, budget, list(overrides), out=out, **options)
             except GalenicError as error:
                 failed[name] = error
             else:
                 finished[name] = (recipe, arm)
             gc.collect()
-            # What outlives an arm is loaded libraries: trainers collect often, and need not walk
-            # them.
+            # What outlives it is loaded libraries: trainers collect often, and need not walk them.
             gc.freeze()
         if not finished:
             raise next(iter(failed.values()))
@@ -234,6 +217,27 @@ def compare(
         board["seconds"] = time.perf_counter() - started
         whole.write_json("leaderboard.json", board)
     return Comparison(whole.path, board)
+
+
+def _arm(
+    whole: Run,
+    name: str,
+    recipe: str,
+    data: str | Path | None,
+    budget: int | None,
+    overrides: list[str],
+    *,
+    out: str | Path,
+    **options: Any,
+) -> Run:
+    """The run of one arm of a comparison, after its search where there is a budget for one."""
+    if budget is not None:
+        from galenic.launch.search import search
+
+        place = whole.path / "search" / name
+        overrides += search(recipe, data, budget, place, overrides=overrides, **options)
+    place = whole.path / "arms" / name
+    return run(recipe, data, out=out, path=place, overrides=overrides, **options)
 
 
 def _first(recipe: Recipe) -> bool:

@@ -11,11 +11,20 @@ from typing import Any
 import pandas as pd
 
 from galenic.core.config import apply_overrides
-from galenic.core.errors import ConfigError, DataError
+from galenic.core.errors import ConfigError
 from galenic.core.recipes import open_recipe
 from galenic.core.run import Run
 from galenic.core.seeds import mean_interval
-from galenic.launch.repeats import Repeats, begin, repeat, require_own, taken_up, tidy
+from galenic.launch.repeats import (
+    Repeats,
+    begin,
+    carried_out,
+    changed,
+    repeat,
+    require_own,
+    taken_up,
+    tidy,
+)
 
 SHOTS = (1, 2, 4, 8, 16)
 ALL = "all"
@@ -92,10 +101,7 @@ def curve(
         "overrides": list(overrides),
         "options": options,
     }
-    whole = begin("curve", told, out)
-    with whole.working():
-        _carry_out(whole)
-    return whole
+    return carried_out(begin("curve", told, out), _carry_out)
 
 
 def resume(path: str | Path) -> Run:
@@ -106,10 +112,7 @@ def resume(path: str | Path) -> Run:
         DataError: If the manifest is no longer the one that it began with.
         GalenicError: As for :func:`curve`; or if the curve is finished.
     """
-    whole = taken_up("curve", path)
-    with whole.working():
-        _carry_out(whole)
-    return whole
+    return carried_out(taken_up("curve", path), _carry_out)
 
 
 def _carry_out(whole: Run) -> None:
@@ -172,8 +175,4 @@ def _require_same(seen: dict[str, str], arm: Mapping[str, Any], found: Repeats) 
     columns = apply_overrides(recipe.config, arm["overrides"]).get("columns")
     for fingerprint in found.fingerprints:
         if seen.setdefault(f"{recipe.task} of {columns}", fingerprint) != fingerprint:
-            raise DataError(
-                "The manifest has changed since this was begun.",
-                where=str(found.provenance["data"].get("name", "data")),
-                next_step="Begin anew, without --resume.",
-            )
+            raise changed(str(found.provenance["data"].get("name", "data")))

@@ -6,14 +6,14 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from galenic import launch
 from galenic.core.config import apply_overrides
-from galenic.core.errors import ConfigError
+from galenic.core.errors import ConfigError, DataError
 from galenic.core.progress import tell
 from galenic.core.recipes import open_recipe
 from galenic.core.run import Run
@@ -52,6 +52,22 @@ def begin(kind: str, told: Mapping[str, Any], out: str | Path) -> Run:
         json.loads(json.dumps(told, default=str)), recipe=kind, task=kind, command=launch.command()
     )
     return whole
+
+
+def carried_out(whole: Run, work: Callable[[Run], None]) -> Run:
+    """`whole` with its work done; where it ends in a fault it says `failed`."""
+    with whole.working():
+        work(whole)
+    return whole
+
+
+def changed(name: str) -> DataError:
+    """What is said where a folder is gone on with on another manifest than it began with."""
+    return DataError(
+        "The manifest has changed since this was begun.",
+        where=name,
+        next_step="Begin anew, without --resume.",
+    )
 
 
 def require_own(kind: str, own: Sequence[str], overrides: Sequence[str]) -> None:

@@ -13,14 +13,12 @@ import numpy as np
 import pandas as pd
 
 from galenic.core.errors import ConfigError, DataError
-from galenic.core.fingerprint import fingerprint_bytes
 from galenic.core.recipes import open_recipe
 from galenic.core.run import Run
 from galenic.core.seeds import mean_interval
 from galenic.data.cohort import Cohort
 from galenic.data.labels import missing
-from galenic.data.tables import words
-from galenic.launch.repeats import begin, repeat, require_own, taken_up, tidy
+from galenic.launch.repeats import begin, carried_out, changed, repeat, require_own, taken_up, tidy
 
 # With two sites a model is trained on one: that says nothing about sites.
 FEWEST = 3
@@ -75,7 +73,7 @@ def sites(
     told = {
         "recipes": list(recipes),
         "data": str(data),
-        "fingerprint": _mark(cohort),
+        "fingerprint": cohort.fingerprint,
         "columns": columns,
         "sites": held,
         "smallest": smallest,
@@ -83,10 +81,7 @@ def sites(
         "overrides": list(overrides),
         "options": options,
     }
-    whole = begin("sites", told, out)
-    with whole.working():
-        _carry_out(whole)
-    return whole
+    return carried_out(begin("sites", told, out), _carry_out)
 
 
 def resume(path: str | Path) -> Run:
@@ -97,22 +92,14 @@ def resume(path: str | Path) -> Run:
         DataError: If the cohort is no longer the one it began with.
         GalenicError: As for :func:`sites`; or if it is finished.
     """
-    whole = taken_up("sites", path)
+    return carried_out(taken_up("sites", path), _go_on)
+
+
+def _go_on(whole: Run) -> None:
     told = whole.config
-    with whole.working():
-        if _mark(Cohort.open(told["data"], **told["columns"])) != told["fingerprint"]:
-            raise DataError(
-                "The manifest has changed since this was begun.",
-                where=Path(told["data"]).name,
-                next_step="Begin anew, without --resume.",
-            )
-        _carry_out(whole)
-    return whole
-
-
-def _mark(cohort: Cohort) -> str:
-    """Fingerprint of a cohort and its sites."""
-    return fingerprint_bytes(cohort.fingerprint, "\n".join(_names(cohort).fillna("")))
+    if Cohort.open(told["data"], **told["columns"]).fingerprint != told["fingerprint"]:
+        raise changed(Path(told["data"]).name)
+    _carry_out(whole)
 
 
 def _carry_out(whole: Run) -> None:
@@ -178,7 +165,7 @@ def held_out(cohort: Cohort, smallest: int) -> list[str]:
             expected=f"one of: {', '.join(map(str, columns[:30]))}",
             next_step="--site COLUMN",
         )
-    names = _names(cohort)
+    names = cohort.sites
     targets = cohort.targets()
     counts = names.iloc[np.flatnonzero(~missing(targets))].value_counts()
     found = sorted(counts[counts >= smallest].index)
@@ -204,11 +191,6 @@ def _likely(columns: Sequence[str]) -> str:
 
     best = max(map(str, columns), key=likeness)
     return f"Did you mean '{best}'?" if likeness(best) >= ALIKE else ""
-
-
-def _names(cohort: Cohort) -> pd.Series:
-    """Site of each row, as text; missing where it is not known."""
-    return words(cohort.table[cohort.site_column])
 
 
 def _require_classes(

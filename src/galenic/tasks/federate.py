@@ -343,7 +343,7 @@ class FederateJob(classify.Job):
         draw = rng(self.config.seed, "seen by", part)
         seers = draw.choice(len(names), size=len(patients), p=sizes / sizes.sum())[place]
         if self.config.clients.by == "site":
-            sites = self.cohort.table[self.cohort.site_column].astype(str).to_numpy()[rows]
+            sites = self.cohort.sites.to_numpy()[rows]
             for number, name in enumerate(names):
                 seers[sites == name] = number
         return seers

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from galenic.tuners._hidden import evaluating, probe
+from galenic.core.prediction import evaluating
+from galenic.tuners._hidden import probe
 
 Run = Callable[[], Any]
 

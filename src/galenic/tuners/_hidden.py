@@ -7,8 +7,7 @@ Hooks on the network's blocks note what comes in and what goes out, while the ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from galenic.core.errors import BackboneError, GalenicError
+from galenic.core.prediction import evaluating
 from galenic.models.anatomy import anatomy
 from galenic.models.prefix import unwrapped
 
@@ -121,18 +121,6 @@ def survey(network: nn.Module, method: str, inputs: Mapping[str, Tensor] | None 
     shapes = tuple(tuple(m.shape[1:]) for m in as_states(raw, kind, image_size(inputs)))
     channels = 1 if output.ndim > 3 and kind != "channels_last" else -1
     return Layout(names, shapes, kind, int(output.shape[channels]), writes, exits)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, every module of `network` is in evaluation mode; behind, each is as it was."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def collect(
